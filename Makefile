@@ -23,7 +23,7 @@ ROLE ?= agent
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo setup test check flower upgrades soak pages docs bench reference protos bundle features \
-	notebook screenshots dist requirements wheelhouse package-test gpu-setup gpu-check rig protoc clean
+	notebook screenshots dist requirements wheelhouse package-test gpu-setup gpu-check gpu-check-dry rig protoc clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -150,6 +150,9 @@ $(GPU_STAMP): pyproject.toml constraints.txt
 
 gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back
 	$(GPU_VENV)/bin/flamest-export gpu-check --results bench/results
+
+gpu-check-dry: setup rig  ## the steps of gpu-check here, with stand-ins for TensorRT and a GPU: build/gpu-check-dry
+	$(PY) tests/tensorrt_rig/dry_gpu_check.py build/gpu-check-dry
 
 ##@ What the others set up by themselves
 

@@ -111,7 +111,7 @@ class BenchWorker:
         self._forget()
         self._extractor = open_extractor(self._bundle.path, opening=self._opening, trusted=self._trusted)
         where = {name: placement.where for name, placement in self._extractor.placements.items()}
-        sizes: Any = getattr(self._extractor, "sizes", self._extractor)
+        sizes = self._extractor.sizes
         return {"where": where, "batch": sizes.batch, "readers": sizes.readers}
 
     def run_clip(self, path: str) -> dict[str, Any]:

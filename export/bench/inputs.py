@@ -63,8 +63,7 @@ def usual_sizes(graph: Graph, batch: int, *, frames: int) -> dict[str, int]:
 
     ``frames``: candidate frames of a clip, which the graph ``keyframes`` reads at once.
     """
-    uses = getattr(graph, "uses", ())
-    axes = dict(graph.axes) | (dict(uses[0].axes) if uses else {})
+    axes = dict(graph.axes) | (dict(graph.uses[0].axes) if graph.uses else {})
     sizes = {word: axis.usual for word, axis in axes.items()}
     wanted = {"batch": batch, "frames": batch * frames}
     # The graph's own range bounds them: an engine refuses what is outside.

@@ -116,7 +116,7 @@ class _NoProgress:
 
 
 class LayerClock:
-    """What TensorRT's profiler reports: milliseconds of every call, by layer."""
+    """Milliseconds of every call that TensorRT's profiler reports, by layer."""
 
     def __init__(self) -> None:
         self.taken: dict[str, list[float]] = {}
@@ -157,12 +157,14 @@ class ProfiledRun:
     def open(cls, trt: Any, loaded: LoadedEngine, name: str, shapes: Mapping[str, Shape]) -> Iterator[ProfiledRun]:
         """Raises PROFILE_RANGE for shapes that no optimisation profile has, GPU_MEMORY, BACKEND_FAILED."""
         engine, clock = loaded.engine, LayerClock()
-        context = engine.create_execution_context()
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise unavailable(Code.GPU_MEMORY, f"graph '{name}': no execution context: {loaded.log.errors}").error()
         reporter = make_profiler(trt, clock)  # kept by this frame, as long as the context is used
         context.profiler = reporter
         with CudaRun.open() as cuda:
+            scratch = int(engine.device_memory_size_v2)
+            context.set_device_memory(cuda.zeros(scratch), scratch)
             index = find_profile(engine, shapes)
             if index is None or not context.set_optimization_profile_async(index, cuda.stream):
                 evidence = f"graph '{name}': no optimisation profile of the engine has {dict(shapes)}"

@@ -1,0 +1,1 @@
+"""One command for a machine with an NVIDIA GPU: every claim about it proved or refuted, and one report."""

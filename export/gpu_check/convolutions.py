@@ -1,0 +1,69 @@
+"""Slow as convolutions of single frames, the form that is exported, and as three-dimensional ones, in TensorRT.
+
+The second leaves Slow's head out: it is small, and written for the first form.
+
+Not run on hardware yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ...base.files import sha256_file
+from ...runtime.backends.tensorrt.build_process import build_engine_in_child
+from ...runtime.backends.tensorrt.builder import EngineRequest
+from ...runtime.bundle.graph_records import EngineOptions, Tensor
+from ..bench.inputs import usual_sizes
+from ..graphs.export import write_graph
+from ..graphs.spec import GraphSpec, cnn_spec
+from ..weights.loading import open_video
+from ..weights.source import parse_source
+from .engine_trials import NoProgress, opened_engine, time_session
+
+BATCHES = (1, 8)
+REPEATS = 30
+
+
+def compare_forms(weights: str) -> dict[str, Any]:
+    """Milliseconds of both forms in fp32 with TF32 at each of ``BATCHES``, and the seconds of their builds."""
+    video = open_video(parse_source("slow", weights))
+    flat = cnn_spec(video.network, video.net, video.form)
+    deep = dataclasses.replace(flat, module=_three_dimensional(video.net, flat.inputs[0]))
+    return {"frame_by_frame": _measure(flat), "three_dimensional": _measure(deep)}
+
+
+def _measure(spec: GraphSpec) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="flamest-convolutions-") as folder:
+        graph = write_graph(spec, Path(folder))
+        path = Path(folder, graph.file)
+        request = EngineRequest(graph.file, path, sha256_file(path), graph, EngineOptions(tf32=True))
+        built = build_engine_in_child(request, NoProgress())
+    with opened_engine(built.data, "cnn") as session:
+        batches = {
+            str(batch): time_session(session, graph, usual_sizes(graph, batch, frames=1), REPEATS) for batch in BATCHES
+        }
+    return {"build_seconds": built.seconds, "batches": batches}
+
+
+def _three_dimensional(net: Any, frames: Tensor) -> Any:
+    """The stem and stages of the network as they are, and the mean of their output."""
+    import torch
+    from torch import nn
+
+    class ThreeDimensional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(net.blocks[:-1])
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            x = given
+            if frames.dtype == "uint8":  # [batch, K, S, S, 3]
+                x = given.permute(0, 4, 1, 2, 3).float() / 255
+            for block in self.blocks:
+                x = block(x)
+            return x.mean(dim=(2, 3, 4))
+
+    return ThreeDimensional().eval()

@@ -1,0 +1,133 @@
+"""The steps of gpu-check, in order: what is asked of the machine, and how long each step may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...base.errors import UsageError
+from .step import PROBE, StepPlan
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+REFERENCE, TENSORRT, CUDA = "onnxruntime", "tensorrt", "onnxruntime-cuda"
+BACKENDS = (REFERENCE, TENSORRT, CUDA)  # the others are compared with the first
+MINIWORLD = "miniworld"  # networks that mean something: their captions are compared
+FASTEST = ("bf16", "fp16", "fp32")  # the precision whose speed is swept: the first of these that is asked for
+
+
+@dataclass(frozen=True)
+class GpuCheckRequest:
+    """``dry``: against stand-ins, to test the steps themselves. ``work``: folder that an interrupted run resumes in."""
+
+    results: Path  # folder of the report
+    weights: str = "random:full"
+    precisions: tuple[str, ...] = PRECISIONS
+    repeats: int = 30
+    clips: int = 16
+    batches: tuple[int, ...] = BATCHES
+    dry: bool = False
+    work: Path | None = None
+    only: tuple[str, ...] = ()  # names of steps: these alone run, and those that they need; none: all
+
+    @property
+    def swept(self) -> str:
+        """The precision whose speed is measured at every batch."""
+        return next((each for each in FASTEST if each in self.precisions), self.precisions[0])
+
+
+def plan_steps(request: GpuCheckRequest) -> tuple[StepPlan, ...]:
+    """Every step that is asked for, in the order in which they run.
+
+    Raises UsageError for a name in ``only`` that no step has.
+    """
+    steps = {plan.name: plan for plan in _steps(request)}
+    if unknown := [name for name in request.only if name not in steps]:
+        raise UsageError(
+            f"--step {unknown[0]!r}: gpu-check has no step of that name, expected one of: {', '.join(steps)}",
+            fix=f"flamest-export gpu-check --step {next(iter(steps))!r}",
+        )
+    wanted, open_names = set[str](), list(request.only or steps)
+    while open_names:
+        name = open_names.pop()
+        if name not in wanted:
+            wanted.add(name)
+            open_names += steps[name].needs
+    return tuple(plan for name, plan in steps.items() if name in wanted)
+
+
+def _steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
+    yield StepPlan("doctor", ("doctor",), 300, 10)
+    yield StepPlan("one layer", ("one-layer",), 900, 30, PROBE)
+    yield StepPlan("default: build", _build(request, "default", ()), 3600, 240)
+    for precision in request.precisions:
+        yield StepPlan(
+            f"{precision}: build", _build(request, f"bundle-{precision}", _precision_words(precision)), 3600, 300
+        )
+    yield StepPlan(f"{MINIWORLD}: build", ("miniworld", MINIWORLD), 300, 5, PROBE)
+    for precision in (*request.precisions, MINIWORLD):
+        yield from _bundle_steps(request, precision)
+    yield from _speed_steps(request)
+    yield from _probe_steps(request)
+
+
+def _build(request: GpuCheckRequest, out: str, words: Sequence[str]) -> tuple[str, ...]:
+    return ("--backend", "tensorrt", "--no-plans", "--weights", request.weights, *words, "--out", out)
+
+
+def _precision_words(precision: str) -> tuple[str, ...]:
+    """Seeded Slow amplifies rounding, so it stays fp32 in half precision unless it is named (docs/guides/checks.md)."""
+    words = ("--precision", precision)
+    return words if precision in ("fp32", "int8") or "=" in precision else (*words, "--precision", "cnn=fp32")
+
+
+def bundle_folder(precision: str) -> str:
+    """Folder of a bundle below the work folder."""
+    return MINIWORLD if precision == MINIWORLD else f"bundle-{precision}"
+
+
+def _bundle_steps(request: GpuCheckRequest, precision: str) -> Iterator[StepPlan]:
+    """When the engines fail, the other backends are measured all the same."""
+    bundle, built = bundle_folder(precision), (f"{precision}: build",)
+    sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips), "--vectors")
+    backends = [word for name in BACKENDS for word in ("--backend", name)]
+    yield StepPlan(f"{precision}: engines", ("engines", bundle), 5400, 900, needs=built)
+    yield StepPlan(f"{precision}: inspect", ("inspect", bundle), 300, 2, needs=built)
+    yield StepPlan(f"{precision}: check", ("check", bundle), 900, 30, needs=built)
+    yield StepPlan(f"{precision}: verify", ("verify", bundle), 1800, 120, needs=built)
+    yield StepPlan(f"{precision}: bench", ("bench", bundle, *sizes, *backends), 3600, 240, needs=built)
+
+
+def _speed_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
+    """Clips a second at every batch: graph by graph, from prepared frames, and PyTorch's on the same GPU."""
+    precision = request.swept
+    bundle, built = bundle_folder(precision), (f"{precision}: build",)
+    engines = (*built, f"{precision}: engines")
+    batches = [word for batch in request.batches for word in ("--batch", str(batch))]
+    repeats = ("--repeats", str(request.repeats))
+    backends = [(TENSORRT, engines), (CUDA, built)]
+    if request.dry:  # there are no stand-ins of ONNX Runtime CUDA
+        backends.pop()
+    for backend, needs in backends:
+        sweep = ("bench", bundle, *repeats, "--clips", str(request.clips), "--backend", backend, *batches)
+        yield StepPlan(f"sweep: {backend}", sweep, 3600, 300, needs=needs)
+        prepared = ("prepared", bundle, "--backend", backend, *batches)
+        yield StepPlan(f"prepared: {backend}", prepared, 3600, 300, PROBE, needs)
+    profiled = ("profile", bundle, "--backend", TENSORRT, "--detailed", "--out", "profile-tensorrt")
+    yield StepPlan("profile: tensorrt", profiled, 5400, 900, needs=engines)
+    if not request.dry:
+        yield StepPlan("profile: onnxruntime-cuda", ("profile", bundle, "--backend", CUDA), 1800, 120, needs=built)
+    yield StepPlan("torch", ("torch", "--weights", request.weights, *batches), 3600, 600, PROBE)
+
+
+def _probe_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
+    """Facts that are tested with engines of their own."""
+    precision = request.swept
+    bundle, needs = bundle_folder(precision), (f"{precision}: engines",)
+    yield StepPlan("profiles", ("profiles", bundle), 5400, 600, PROBE, needs)
+    yield StepPlan("cuda graphs", ("cuda-graphs", bundle), 1800, 60, PROBE, needs)
+    if "fp32" in request.precisions:
+        yield StepPlan("tf32", ("tf32", bundle_folder("fp32")), 5400, 600, PROBE, ("fp32: build",))
+    yield StepPlan("convolutions", ("convolutions", "--weights", request.weights), 3600, 600, PROBE, ("one layer",))
+    yield StepPlan("fp16 overflow", ("overflow", "--weights", request.weights), 1800, 120, PROBE)

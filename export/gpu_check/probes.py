@@ -1,0 +1,116 @@
+"""Steps of gpu-check that are no commands of their own: ``python -m flamest.export.gpu_check.probes NAME …``.
+
+Each prints one JSON object in its last line, and ends with the exit code of its error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...base.errors import FlamestError
+
+
+def one_layer(_: argparse.Namespace) -> dict[str, Any]:
+    from .one_layer import build_and_run
+
+    return build_and_run()
+
+
+def miniworld(words: argparse.Namespace) -> dict[str, Any]:
+    """Copy the bundle that comes with the package: engines are added to it."""
+    import shutil
+
+    from ...runtime.bundle.packaged import resolve_bundle
+
+    shutil.copytree(resolve_bundle(Path("miniworld")), words.bundle, dirs_exist_ok=True)
+    return {"bundle": str(words.bundle)}
+
+
+def profiles(words: argparse.Namespace) -> dict[str, Any]:
+    from .engine_facts import compare_profiles
+
+    return compare_profiles(words.bundle)
+
+
+def cuda_graphs(words: argparse.Namespace) -> dict[str, Any]:
+    from .engine_facts import compare_cuda_graphs
+
+    return compare_cuda_graphs(words.bundle)
+
+
+def tf32(words: argparse.Namespace) -> dict[str, Any]:
+    from .engine_facts import compare_tf32
+
+    return compare_tf32(words.bundle)
+
+
+def convolutions(words: argparse.Namespace) -> dict[str, Any]:
+    from .convolutions import compare_forms
+
+    return compare_forms(words.weights)
+
+
+def overflow(words: argparse.Namespace) -> dict[str, Any]:
+    from .overflow import largest_activations
+
+    return largest_activations(words.weights)
+
+
+def prepared(words: argparse.Namespace) -> dict[str, Any]:
+    from .prepared_frames import measure_prepared
+
+    return measure_prepared(words.bundle, words.backend, words.batch)
+
+
+def torch(words: argparse.Namespace) -> dict[str, Any]:
+    from .torch_speed import measure_torch
+
+    return measure_torch(words.weights, words.batch)
+
+
+PROBES: Mapping[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], tuple[str, ...]]] = {
+    "one-layer": (one_layer, ()),
+    "miniworld": (miniworld, ("bundle",)),
+    "profiles": (profiles, ("bundle",)),
+    "cuda-graphs": (cuda_graphs, ("bundle",)),
+    "tf32": (tf32, ("bundle",)),
+    "convolutions": (convolutions, ("--weights",)),
+    "overflow": (overflow, ("--weights",)),
+    "prepared": (prepared, ("bundle", "--backend", "--batch")),
+    "torch": (torch, ("--weights", "--batch")),
+}
+_TAKES: Mapping[str, dict[str, Any]] = {
+    "bundle": {"type": Path},
+    "--weights": {"required": True},
+    "--backend": {"required": True},
+    "--batch": {"type": int, "action": "append", "required": True},
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flamest.export.gpu_check.probes", description=__doc__)
+    named = parser.add_subparsers(dest="probe", required=True)
+    for name, (_, takes) in PROBES.items():
+        one = named.add_parser(name)
+        for word in takes:
+            one.add_argument(word, **_TAKES[word])
+        one.add_argument("--json", action="store_true", help="accepted as by the commands; the output is always JSON")
+    given = parser.parse_args(words)
+    try:
+        found = PROBES[given.probe][0](given)
+    except FlamestError as error:
+        sys.stderr.write(f"error: {error.message}\n  fix: {error.fix}\n")
+        about = {"code": error.code, "message": error.message, "fix": error.fix}
+        sys.stdout.write(json.dumps({"error": about, "exit_code": error.exit_code}) + "\n")
+        return error.exit_code
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

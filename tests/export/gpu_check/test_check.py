@@ -1,0 +1,334 @@
+"""gpu-check: its refusals without a GPU, its steps, and the report of a machine with one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from flamest.base.errors import SettingsError, UsageError
+from flamest.export.cli.main import app
+from flamest.export.gpu_check import check
+from flamest.export.gpu_check.check import STAND_IN, KeptSteps, check_gpu, require_packages, run_steps
+from flamest.export.gpu_check.plan import BATCHES, PRECISIONS, GpuCheckRequest, plan_steps
+from flamest.export.gpu_check.report import compare_with_fp32, make_report, write_report
+from flamest.export.gpu_check.step import PROBE, Step, StepPlan, last_json, run_step
+from flamest.runtime.backends.machine import Gpu, MachineFacts
+from typer.testing import CliRunner
+
+H100 = MachineFacts(gpu=Gpu("NVIDIA H100 80GB HBM3", "9.0", 81_559), driver="580.95.05", cuda="13.0")
+READY = dataclasses.replace(
+    H100, versions={"tensorrt": "10.13.0", "cuda-bindings": "13.0.0"}, tensorrt_builds=True, ort_has_cuda=True
+)
+
+
+def fake_run(request, fails=(), outputs=None):
+    """The steps of a request with outputs that are given; the steps, and the names of those that ran."""
+    steps: list[Step] = []
+    ran: list[str] = []
+
+    def run(plan):
+        ran.append(plan.name)
+        code = 1 if plan.name in fails else 0
+        step = Step(plan.name, plan.typed, code, 1.0, (outputs or {}).get(plan.name, {}), "it broke" if code else "")
+        steps.append(step)
+        return step
+
+    run_steps(plan_steps(request), run, steps, lambda text: None)
+    return steps, ran
+
+
+def report_of(request, fails=(), outputs=None):
+    return make_report(request, H100, fake_run(request, fails, outputs)[0], measured="2026-11-25")
+
+
+def vectors(*cnn):
+    return [{"caption": "a", "token_ids": [1], "vlm": [], "cnn": list(cnn)}]
+
+
+def test_without_a_gpu_it_ends_at_once_and_writes_nothing(tmp_path):
+    facts = MachineFacts(driver_problem="libcuda.so.1: cannot open shared object file")
+    with pytest.raises(SettingsError, match=r"NO_DRIVER_OR_GPU: .*there is none here: libcuda\.so\.1") as caught:
+        check_gpu(GpuCheckRequest(tmp_path / "results"), print, facts=facts)
+    assert caught.value.exit_code == 78
+    assert "make gpu-check" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_without_a_gpu_is_an_error_for_machines_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "gather_facts", lambda: MachineFacts(driver_problem="no driver"))
+    result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
+    assert result.exit_code == 78
+    assert json.loads(result.stdout.splitlines()[-1])["error"]["code"] == "NO_DRIVER_OR_GPU"
+
+
+def test_every_precision_is_built_checked_verified_and_measured(tmp_path):
+    request = GpuCheckRequest(tmp_path)
+    steps, ran = fake_run(request)
+    for precision in (*PRECISIONS, "miniworld"):
+        for what in ("build", "engines", "inspect", "check", "verify", "bench"):
+            assert f"{precision}: {what}" in ran
+    typed = {step.name: step.command for step in steps}
+    assert typed["fp16: build"].startswith("flamest-export --backend tensorrt --no-plans --weights random:full")
+    assert "--backend onnxruntime --backend tensorrt --backend onnxruntime-cuda" in typed["fp16: bench"]
+
+
+def test_speed_is_measured_at_every_batch_against_pytorch(tmp_path):
+    steps, _ = fake_run(GpuCheckRequest(tmp_path))
+    typed = {step.name: step.command for step in steps}
+    batches = " ".join(f"--batch {batch}" for batch in BATCHES)
+    for name in ("sweep: tensorrt", "sweep: onnxruntime-cuda", "prepared: tensorrt", "prepared: onnxruntime-cuda"):
+        assert "bundle-bf16" in typed[name]
+        assert typed[name].endswith(batches)
+    assert typed["torch"].endswith(batches)
+    assert typed["torch"].startswith(f"python -m {PROBE} torch")
+
+
+def test_a_bundle_that_failed_is_skipped_and_the_next_is_measured(tmp_path):
+    report = report_of(GpuCheckRequest(tmp_path), fails={"fp32: build"})
+    steps = {step["name"]: step for step in report["steps"]}
+    assert steps["fp32: bench"]["exit_code"] is None
+    assert steps["fp32: bench"]["problem"] == "not run, because 'fp32: build' did not succeed"
+    assert steps["fp16: bench"]["exit_code"] == 0
+    assert (report["ok"], report["failed"]) == (False, ["fp32: build"])
+    assert steps["fp32: build"]["problem"] == "it broke"
+
+
+def test_without_engines_the_other_backends_are_measured(tmp_path):
+    request = GpuCheckRequest(tmp_path)
+    _, ran = fake_run(request, fails={"bf16: engines"})
+    assert "bf16: bench" in ran
+    assert "prepared: onnxruntime-cuda" in ran
+    assert "prepared: tensorrt" not in ran
+    assert report_of(request, fails={"bf16: engines"})["failed"] == ["bf16: engines"]
+
+
+def test_a_refused_backend_makes_the_report_not_ok(tmp_path):
+    outputs = {
+        "fp32: bench": {"backends": {}, "refused": {"tensorrt": {"code": "PLAN_REJECTED", "message": "", "fix": ""}}}
+    }
+    report = report_of(GpuCheckRequest(tmp_path), outputs=outputs)
+    assert (report["ok"], report["refused"]) == (False, ["fp32: bench: tensorrt: PLAN_REJECTED"])
+
+
+def test_the_report_names_gpu_driver_and_versions_but_no_host(tmp_path):
+    import platform
+
+    report = report_of(GpuCheckRequest(tmp_path))
+    path = write_report(tmp_path / "results", report)
+    assert path.name == f"gpu-check-nvidia-h100-80gb-hbm3-{report['measured']}.json"
+    read = json.loads(path.read_text())
+    machine = read["machine"]
+    assert (machine["gpu"]["compute_capability"], machine["driver"], machine["cuda"]) == ("9.0", "580.95.05", "13.0")
+    assert {"processor", "cores", "python", "versions"} <= machine.keys()
+    for text in (path.read_text(), path.with_suffix(".md").read_text()):
+        assert len(platform.node()) < 3 or platform.node() not in text
+        assert str(tmp_path) not in text
+
+
+def test_a_failed_step_is_kept_without_paths_of_this_machine(tmp_path):
+    lines = []
+    good = run_step(StepPlan("list", ("inspect", "nothing"), 60, 1), tmp_path, lines.append)
+    assert good.exit_code == 65
+    assert good.output["error"]["code"] == "bad_data"
+    assert "is not a bundle" in good.problem
+    assert str(tmp_path) not in good.problem
+    assert lines[0] == "list: flamest-export inspect nothing"
+
+
+def test_output_that_is_no_json_is_no_answer():
+    assert last_json("") == last_json("words") == last_json("[1]") == {}
+    assert last_json('progress\n{"a": 1}\n') == {"a": 1}
+
+
+def test_missing_packages_end_it_before_any_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "run_step", lambda *_: pytest.fail("a step ran"))
+    with pytest.raises(SettingsError, match=r"^TRT_MISSING: .*; ORT_NO_CUDA: ") as caught:
+        check_gpu(GpuCheckRequest(tmp_path / "results"), print, facts=H100)
+    assert caught.value.exit_code == 78
+    assert "pip install 'flamest[tensorrt]'" in caught.value.fix
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'flamest[agent-gpu]'" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lacks", "code"),
+    [
+        ({"versions": {"tensorrt": "10.13.0"}}, "CUDA_BINDINGS"),
+        ({"ort_has_cuda": False}, "ORT_NO_CUDA"),
+        ({"tensorrt_builds": False}, "TRT_NO_BUILDER"),
+    ],
+)
+def test_each_missing_package_has_its_code(lacks, code):
+    with pytest.raises(SettingsError) as caught:
+        require_packages(dataclasses.replace(READY, **lacks))
+    assert caught.value.code == code
+    require_packages(READY)
+
+
+def test_make_gpu_check_has_an_environment_of_its_own():
+    makefile = (Path(check.__file__).parents[2] / "Makefile").read_text()
+    assert re.search(r"^gpu-check: gpu-setup ", makefile, re.MULTILINE)
+    recipe = makefile.partition("\n$(GPU_STAMP): ")[2].partition("\n\n")[0]
+    assert "$(GPU_VENV)/bin/pip install" in recipe
+    assert "[dev-gpu]" in recipe
+    assert "$(VENV)" not in recipe
+
+
+def test_seeded_slow_stays_fp32_in_half_precision_unless_it_was_named(tmp_path):
+    request = GpuCheckRequest(tmp_path, precisions=("fp32", "fp16", "cnn=fp16", "int8"))
+    builds = {step.name: step.command for step in fake_run(request)[0] if step.name.endswith("build")}
+    assert "--precision fp32 --out" in builds["fp32: build"]
+    assert "--precision fp16 --precision cnn=fp32 --out" in builds["fp16: build"]
+    assert "--precision cnn=fp16 --out" in builds["cnn=fp16: build"]
+    assert "--precision int8 --out" in builds["int8: build"]
+    assert "--precision" not in builds["default: build"]
+
+
+@pytest.mark.parametrize(
+    ("step", "backend", "why", "ok"),
+    [
+        ("fp16", "onnxruntime", "PRECISION: ONNX Runtime's CPU provider cannot load bf16 graphs", True),
+        ("int8", "onnxruntime-cuda", "PRECISION: ONNX Runtime's CUDA provider has no int8 matmuls", True),
+        ("fp32", "onnxruntime", "PRECISION: ONNX Runtime's CPU provider cannot load bf16 graphs", False),
+        ("miniworld", "onnxruntime", "PRECISION: ONNX Runtime's CPU provider cannot load bf16 graphs", False),
+        ("fp16", "tensorrt", "PRECISION: the graph is bf16", False),
+        ("fp16", "onnxruntime", "BACKEND_FAILED: it broke", False),
+    ],
+)
+def test_onnxruntime_alone_may_refuse_a_precision(tmp_path, step, backend, why, ok):
+    message = f"graph 'vision' does not run on {backend}, which is required:\n  ONNX Runtime CPU: {why}"
+    outputs = {f"{step}: bench": {"refused": {backend: {"code": "no_backend", "message": message}}}}
+    report = report_of(GpuCheckRequest(tmp_path), outputs=outputs)
+    assert report["refused_as_expected" if ok else "refused"] == [f"{step}: bench: {backend}: no_backend"]
+
+
+def test_every_backend_and_precision_is_compared_with_cuda_in_fp32(tmp_path):
+    outputs = {
+        "fp32: bench": {
+            "backends": {
+                "onnxruntime": {"vectors": vectors(1.0, 0.0)},
+                "onnxruntime-cuda": {"vectors": vectors(1.0, 0.0)},
+            }
+        },
+        "fp16: bench": {"backends": {"tensorrt": {"precision": "fp16", "vectors": vectors(0.6, 0.8)}}},
+    }
+    report = report_of(GpuCheckRequest(tmp_path), outputs=outputs)
+    compared = report["beside_fp32_cuda"]
+    assert compared.keys() == {"fp32: onnxruntime", "fp16: tensorrt"}
+    assert compared["fp32: onnxruntime"]["min_cosine"]["cnn"] == pytest.approx(1.0)
+    assert compared["fp16: tensorrt"] == {"captions_equal": 1, "captions": 1, "min_cosine": {"cnn": pytest.approx(0.6)}}
+    assert '"vectors"' not in json.dumps(report)
+    assert '"precision": "fp16"' in json.dumps(report)
+
+
+def test_without_cuda_in_fp32_nothing_is_compared():
+    bench = Step("fp16: bench", "", 0, 1.0, {"backends": {"tensorrt": {"vectors": vectors(1.0)}}})
+    assert compare_with_fp32([bench]) == {}
+
+
+def test_the_report_is_written_after_every_step(tmp_path, monkeypatch):
+    def step(plan, scratch, say):
+        if plan.name == "default: build":
+            raise KeyboardInterrupt
+        return Step(plan.name, plan.typed, 0, 1.0, {})
+
+    monkeypatch.setattr(check, "run_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        check_gpu(GpuCheckRequest(tmp_path), print, facts=READY)
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert [done["name"] for done in report["steps"]] == ["doctor", "one layer"]
+    assert (report["finished"], report["ok"]) == (False, False)
+    assert "interrupted" in next(tmp_path.glob("*.md")).read_text()
+
+
+def test_a_step_that_hangs_is_killed_with_its_children(tmp_path, monkeypatch):
+    # The grandchild holds the pipes: unless it ends too, reading them never ends.
+    script = tmp_path / "hang"
+    script.write_text("#!/bin/sh\nsleep 60 &\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    step = run_step(StepPlan("engines", ("engines", "bundle"), 0.2, 1), tmp_path, lambda text: None)
+    assert step.exit_code == -9
+    assert step.seconds < 30
+    assert step.problem == "ended by gpu-check: not done within 0.2 s"
+
+
+def test_every_step_has_a_time_limit_beyond_its_usual_time(tmp_path):
+    for plan in plan_steps(GpuCheckRequest(tmp_path)):
+        assert 3 * plan.usual_s <= plan.limit_s <= 2 * 3600
+
+
+def test_one_step_runs_with_those_that_it_needs(tmp_path):
+    request = GpuCheckRequest(tmp_path, only=("profiles",))
+    assert [plan.name for plan in plan_steps(request)] == ["bf16: build", "bf16: engines", "profiles"]
+    with pytest.raises(UsageError, match="expected one of: doctor, one layer") as caught:
+        plan_steps(GpuCheckRequest(tmp_path, only=("polish",)))
+    assert caught.value.exit_code == 2
+
+
+def test_the_estimated_time_is_announced_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "run_step", lambda plan, scratch, say: Step(plan.name, plan.typed, 0, 1.0, {}))
+    lines = []
+    check_gpu(GpuCheckRequest(tmp_path), lines.append, facts=READY)
+    assert re.match(r"\d+ steps, estimated \d+ minutes in all", lines[0])
+
+
+def test_an_interrupted_run_continues_in_its_work_folder(tmp_path, monkeypatch):
+    ran = []
+
+    def step(plan, scratch, say):
+        ran.append(plan.name)
+        return Step(plan.name, plan.typed, 1 if plan.name == "torch" else 0, 1.0, {"seconds": 1.0, "of": plan.name})
+
+    monkeypatch.setattr(check, "run_step", step)
+    request = GpuCheckRequest(tmp_path / "results", work=tmp_path / "work")
+    _, first = check_gpu(request, print, facts=READY)
+    ran.clear()
+    _, second = check_gpu(request, print, facts=READY)
+    assert ran == ["torch"]
+    assert [row["said"] for row in second["steps"]] == [row["said"] for row in first["steps"]]
+
+
+def test_a_kept_step_of_another_gpu_or_command_is_run_again(tmp_path):
+    plan = StepPlan("doctor", ("doctor",), 60, 1)
+    kept = KeptSteps(tmp_path, READY)
+    kept.keep(Step(plan.name, plan.typed, 0, 1.0, {}))
+    assert kept.find(plan) is not None
+    assert kept.find(StepPlan("doctor", ("doctor", "--bundle", "x"), 60, 1)) is None
+    assert KeptSteps(tmp_path, dataclasses.replace(READY, driver="590.1")).find(plan) is None
+
+
+def test_a_failed_step_ends_the_command_in_65_with_a_report(tmp_path, monkeypatch):
+    def step(plan, scratch, say):
+        return Step(plan.name, plan.typed, 1 if plan.name == "fp32: engines" else 0, 1.0, {})
+
+    monkeypatch.setattr(check, "gather_facts", lambda: READY)
+    monkeypatch.setattr(check, "run_step", step)
+    result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
+    assert result.exit_code == 65
+    error = json.loads(result.stdout.splitlines()[-1])["error"]
+    assert error["code"] == "gpu_check_failed"
+    assert str(next(tmp_path.glob("*.md"))) in error["message"]
+    assert "fp32: engines" in error["message"]
+    assert json.loads(next(tmp_path.glob("*.json")).read_text())["finished"]
+
+
+def test_the_command_ends_in_0_when_all_steps_succeed(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "gather_facts", lambda: READY)
+    monkeypatch.setattr(check, "run_step", lambda plan, scratch, say: Step(plan.name, plan.typed, 0, 1.0, {}))
+    result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout.splitlines()[-1])["ok"]
+
+
+@pytest.mark.parametrize(("name", "dry"), [(STAND_IN, False), ("NVIDIA H200", True)])
+def test_stand_ins_and_a_real_gpu_are_never_mixed_up(tmp_path, name, dry):
+    facts = dataclasses.replace(READY, gpu=Gpu(name, "9.0", 1))
+    with pytest.raises(SettingsError) as caught:
+        check_gpu(GpuCheckRequest(tmp_path / "results", dry=dry), print, facts=facts)
+    assert caught.value.code == "stand_in"
+    assert not (tmp_path / "results").exists()
