@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from ...base.files import sha256_bytes
 from ...runtime.backends.machine import MachineFacts
 from ...runtime.backends.ranking import rank_backends
 from ...runtime.backends.tensorrt.cache import open_cache
-from ...runtime.backends.tensorrt.cuda_calls import import_cuda_runtime
+from ...runtime.backends.tensorrt.cuda_calls import CudaCalls, import_cuda_runtime
+from ...runtime.backends.tensorrt.cuda_streams import Stream
 from ...runtime.backends.tensorrt.engine import EngineFile, LoadedEngine, load_engine
 from ...runtime.backends.tensorrt.package import import_tensorrt
 from ...runtime.backends.tensorrt.supply import (
@@ -55,10 +55,11 @@ def measure_engine(asked: LayerQuestion, facts: MachineFacts) -> LayerTimes:
     """
     trt = import_tensorrt()
     file, size = find_engine_file(asked, facts)
+    CudaCalls(import_cuda_runtime(), facts.device).use()  # TensorRT loads an engine on the thread's GPU
     loaded = load_engine(trt, file)
     graph = asked.bundle.manifest.graphs[asked.graph]
     shapes = {tensor.name: tuple(axis_size(each, asked.sizes) for each in tensor.shape) for tensor in graph.inputs}
-    with ProfiledRun.open(trt, loaded, asked.graph, shapes) as run:
+    with ProfiledRun.open(trt, loaded, asked.graph, shapes, number=facts.device) as run:
         run.launch()  # the first launch of a shape does work that later ones do not
         run.profiler.taken.clear()
         for _ in range(asked.runs):
@@ -154,15 +155,20 @@ class ProfiledRun:
 
     @classmethod
     @contextmanager
-    def open(cls, trt: Any, loaded: LoadedEngine, name: str, shapes: Mapping[str, Shape]) -> Iterator[ProfiledRun]:
-        """Raises PROFILE_RANGE for shapes that no optimisation profile has, GPU_MEMORY, BACKEND_FAILED."""
+    def open(
+        cls, trt: Any, loaded: LoadedEngine, name: str, shapes: Mapping[str, Shape], *, number: int = 0
+    ) -> Iterator[ProfiledRun]:
+        """On GPU ``number``, which is the thread's when the engine was loaded.
+
+        Raises PROFILE_RANGE for shapes that no optimisation profile has, GPU_MEMORY, BACKEND_FAILED.
+        """
         engine, clock = loaded.engine, LayerClock()
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise unavailable(Code.GPU_MEMORY, f"graph '{name}': no execution context: {loaded.log.errors}").error()
         reporter = make_profiler(trt, clock)  # kept by this frame, as long as the context is used
         context.profiler = reporter
-        with CudaRun.open() as cuda:
+        with CudaRun.open(number) as cuda:
             scratch = int(engine.device_memory_size_v2)
             context.set_device_memory(cuda.zeros(scratch), scratch)
             index = find_profile(engine, shapes)
@@ -235,45 +241,42 @@ def engine_layers(taken: Mapping[str, Sequence[float]], described: list[Any], ru
 
 
 class CudaRun:
-    """A stream and zeroed memory, freed at the end. Calls are those of the CUDA runtime API."""
+    """A stream and zeroed memory, freed at the end. Its calls raise as ``CudaCalls`` does."""
 
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
+    def __init__(self, calls: CudaCalls) -> None:
+        self._calls = calls
+        calls.use()
+        self._stream = Stream(calls)
         self._taken: list[int] = []
-        self.stream = int(self._call("cudaStreamCreate"))
 
     @classmethod
     @contextmanager
-    def open(cls) -> Iterator[CudaRun]:
-        run = cls(import_cuda_runtime())
+    def open(cls, number: int = 0) -> Iterator[CudaRun]:
+        """On GPU ``number``."""
+        run = cls(CudaCalls(import_cuda_runtime(), number))
         try:
             yield run
         finally:
             run.close()
 
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
+        return self._stream.handle
+
     def zeros(self, size: int) -> int:
-        """Address of ``size`` zeroed bytes; at least one, so that no two tensors share an address."""
-        pointer = int(self._call("cudaMalloc", max(size, 1)))
+        """Address of ``size`` zeroed bytes; at least one is taken, so that no two tensors share an address."""
+        pointer = int(self._calls("cudaMalloc", max(size, 1)))
         self._taken.append(pointer)
         if size:
-            empty = np.zeros(size, np.uint8)
-            kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-            self._call("cudaMemcpyAsync", pointer, empty.ctypes.data, size, kind, self.stream)
-            self.wait()
+            self._calls("cudaMemsetAsync", pointer, 0, size, self.stream)
         return pointer
 
     def wait(self) -> None:
-        self._call("cudaStreamSynchronize", self.stream)
+        self._calls("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
+        self._calls.quietly("cudaStreamSynchronize", self.stream)
         for pointer in self._taken:
-            self._runtime.cudaFree(pointer)
+            self._calls.quietly("cudaFree", pointer)
         self._taken.clear()
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        error, *results = getattr(self._runtime, name)(*arguments)
-        if error != self._runtime.cudaError_t.cudaSuccess:
-            text = self._runtime.cudaGetErrorString(error)[1].decode(errors="replace")
-            code = Code.GPU_MEMORY if error.name == "cudaErrorMemoryAllocation" else Code.BACKEND_FAILED
-            raise unavailable(code, f"{name}: {error.name}: {text}").error()
-        return results[0] if results else None

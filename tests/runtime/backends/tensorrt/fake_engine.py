@@ -13,6 +13,7 @@ TensorRT's rules that fake_cuda.py cannot know:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +38,10 @@ class EngineSpec:
     shapes: Callable[[Mapping[str, Shape]], dict[str, Shape]]
     compute: Callable[[Arrays], Arrays]
     scratch: int = 64  # bytes
+    layers: Sequence[Any] = ("layer",)  # as the inspector describes them: names, or mappings with "Name"
 
 
+LAYER_MS = 0.25  # that each layer takes, as a profiler hears
 BITS = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8"}
 
 
@@ -53,6 +56,7 @@ class FakeContext:
     addresses: dict[str, int] = field(default_factory=dict)
     fresh: bool = True  # its shapes were not launched yet
     captured: bool = False
+    made: Any = None  # the fake of the genuine class
 
     def set_memory(self, memory: int, size: int) -> None:
         self._check_unchanged()
@@ -111,6 +115,9 @@ class FakeContext:
         reads = [spans[name] for name in spec.inputs if spans[name][1]]
         writes = [*(spans[name] for name in spec.outputs if spans[name][1]), (self.memory[0], spec.scratch)]
         cuda.put(stream_handle, run, reads=reads, writes=writes)
+        if isinstance(self.made.profiler, self.owner.trt.IProfiler):
+            for layer in spec.layers:
+                self.made.profiler.report_layer_time(layer if isinstance(layer, str) else layer["Name"], LAYER_MS)
         return True
 
     def _check_addresses(self) -> None:
@@ -148,6 +155,7 @@ class FakeEngine:
             "ICudaEngine",
             **{
                 "create_execution_context.side_effect": self._make_context,
+                "create_engine_inspector.side_effect": self._make_inspector,
                 "device_memory_size_v2": spec.scratch,
                 "num_io_tensors": len(names),
                 "num_optimization_profiles": len(spec.profiles),
@@ -203,4 +211,9 @@ class FakeEngine:
         self.contexts.append(context)
         sides = {f"{method}.side_effect": unless_it_fails(method, work) for method, work in methods.items()}
         self.made.append(self.fakes.make("IExecutionContext", **sides))
+        context.made = self.made[-1]
         return self.made[-1]
+
+    def _make_inspector(self) -> Any:
+        described = json.dumps({"Layers": list(self.spec.layers)})
+        return self.fakes.make("EngineInspector", **{"get_engine_information.return_value": described})
