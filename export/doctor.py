@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.errors import FlamestError
 from ..base.extras import EXPORT_MODULES
 
 FULL_MEMORY_GIB = 8  # that an export of the published models needs at its peak
@@ -81,8 +82,9 @@ def _disk(folder: Path) -> Check:
 
 
 def _tensorrt() -> Check:
-    """Check that engines can be built here; all that is missing is reported at once."""
+    """Check that engines can be built here: all that is missing at once, else an engine of one layer is built."""
     from ..runtime.backends.machine import gather_facts
+    from ..runtime.backends.tensorrt.first_engine import try_first_engine
     from ..runtime.backends.tensorrt.supply import build_problems
 
     facts = gather_facts()
@@ -91,4 +93,10 @@ def _tensorrt() -> Check:
         fixes = "; ".join(dict.fromkeys(problem.fix for problem in problems))
         return Check(TENSORRT, False, found, f"{fixes}. Without it: flamest-export --backend onnx --out DIR")
     gpu = "" if facts.gpu is None else f" for {facts.gpu.name} ({facts.gpu.compute_capability})"
-    return Check(TENSORRT, True, f"tensorrt {facts.versions['tensorrt']}{gpu}, CUDA {facts.cuda}")
+    try:
+        first = try_first_engine(device=facts.device)
+    except FlamestError as error:
+        return Check(TENSORRT, False, error.message, error.fix)
+    graphs = "with CUDA graphs" if first.cuda_graphs else f"without CUDA graphs ({'; '.join(first.remarks)})"
+    found = f"tensorrt {facts.versions['tensorrt']}{gpu}, CUDA {facts.cuda}; an engine of one layer ran, {graphs}"
+    return Check(TENSORRT, True, found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..base.errors import FlamestError
 from ..base.progress import progress_bar
 from ..runtime.backends.tensorrt.cache import open_cache
+from ..runtime.backends.tensorrt.first_engine import try_first_engine
 from ..runtime.backends.tensorrt.progress import BUILD_STEPS
 from ..runtime.backends.tensorrt.supply import (
     BuildTarget,
@@ -51,7 +52,8 @@ class RequestedEngines:
     def target(self, *, fix: str, again: bool = False) -> BuildTarget:
         """This machine as the target of the builds; ``again``: build engines that are there already, too.
 
-        Raises one error that names all that is missing, with ``fix``.
+        Raises one error that names all that is missing, with ``fix``; where nothing is missing an engine of one layer
+        is built and run first, and its error is raised.
         """
         if problems := self.problems:
             found = "\n".join(f"  {problem}" for problem in problems)
@@ -59,7 +61,9 @@ class RequestedEngines:
             raise type(error)(
                 f"TensorRT engines cannot be built on this machine:\n{found}", fix=fix, code=problems[0].code.value
             )
-        return BuildTarget(self.facts, self.options, open_cache(self.engine_cache), self.timing_cache, again=again)
+        target = BuildTarget(self.facts, self.options, open_cache(self.engine_cache), self.timing_cache, again=again)
+        try_first_engine(device=self.facts.device)
+        return target
 
 
 def engines_command(bundle: Path, options: EngineOptions) -> str:

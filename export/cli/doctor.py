@@ -35,11 +35,13 @@ def doctor(
     )
     from ...runtime.bundle.manifest_reading import read_manifest
     from ..doctor import TENSORRT, can_build_onnx, can_build_tensorrt, check_machine
+    from .inspect import engine_verdicts
 
     manifest = None if bundle is None else read_manifest(bundle)
     checks = check_machine(Path.cwd())
     facts = gather_facts()
     candidates = rank_graphs(facts, manifest, DEFAULT_OPTIONS)
+    verdicts = [] if manifest is None else engine_verdicts(manifest)
     if not as_json:
         onnx, tensorrt = can_build_onnx(checks), can_build_tensorrt(checks)
         print(f"ONNX bundles can{'' if onnx else 'not'} be built here, TensorRT engines can{'' if tensorrt else 'not'}")
@@ -51,9 +53,12 @@ def doctor(
                 print(f"          {'optional' if check.name == TENSORRT else 'fix'}: {check.fix}")
         for line in ("", *machine_lines(facts), "", *candidate_lines(candidates)):
             print(line)
+        for engine in verdicts:
+            print(f"{engine['file']} ({engine['gpu']}, driver {engine['driver']}): {engine['said']}")
     return {
         "can_build": {"onnx": can_build_onnx(checks), "tensorrt": can_build_tensorrt(checks)},
         "checks": msgspec.to_builtins(checks),
         "machine": machine_row(facts),
         "ladder": candidate_rows(candidates),
+        "verdicts": verdicts,
     }

@@ -11,6 +11,7 @@ from .options import BundleArgument
 from .output import show_manifest, signer_ids
 
 if TYPE_CHECKING:
+    from ...runtime.bundle.manifest import Manifest
     from ...runtime.bundle.signature import PublicKey
 
 
@@ -20,7 +21,8 @@ def inspect(
 ) -> dict[str, Any]:
     """Describe a bundle and its signatures from its manifest alone. Needs no PyTorch and no runtime.
 
-    Files other than the manifest are not read: flamest-export verify does that.
+    Files other than the manifest are not read: flamest-export verify does that. Of TensorRT engines that were compared
+    with their graphs on this machine, the verdicts are shown.
     """
     import msgspec
 
@@ -38,9 +40,13 @@ def inspect(
         if trusted:
             raise
         manifest, signers = read_manifest(bundle), None
+    verdicts = engine_verdicts(manifest)
     if not as_json:
         show_manifest(bundle, manifest, signers, trusted)
+        for engine in verdicts:
+            print(f"  {engine['file']} on this machine ({engine['gpu']}, driver {engine['driver']}): {engine['said']}")
     return {
+        "verdicts": verdicts,
         "bundle": str(bundle),
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
@@ -48,3 +54,27 @@ def inspect(
         **signer_ids(signers, trusted),
         **msgspec.to_builtins(manifest),
     }
+
+
+def engine_verdicts(manifest: Manifest) -> list[dict[str, Any]]:
+    """The verdicts that this machine's engine cache holds on the bundle's engines, as rows for ``--json``."""
+    import msgspec
+
+    from ...runtime.backends.tensorrt.cache import existing_cache
+
+    cache = existing_cache()
+    if cache is None:
+        return []
+    return [
+        {
+            "graph": name,
+            "file": engine.file,
+            "driver": key.driver or "unknown",
+            "gpu": key.gpu,
+            "said": str(verdict),
+            **msgspec.to_builtins(verdict),
+        }
+        for name, graph in manifest.graphs.items()
+        for engine in graph.engines
+        for key, verdict in cache.verdicts_on(manifest.files[engine.file].sha256)
+    ]

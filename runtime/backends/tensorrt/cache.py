@@ -111,6 +111,18 @@ class EngineCache:
             return None
         return kept.verdict if kept == _kept(key, kept.verdict) else None
 
+    def verdicts_on(self, engine_sha256: str) -> list[tuple[VerdictKey, Verdict]]:
+        """Every verdict on an engine, whatever driver and GPU it was made with."""
+        found = []
+        for path in sorted(self.folder.glob(f"*{VERDICT}")):
+            try:
+                kept = msgspec.json.decode(_read_own(path, MAX_VERDICT_BYTES), type=_KeptVerdict)
+            except (FileNotFoundError, ValueError, RecursionError, StorageError):
+                continue
+            if kept.key.engine_sha256 == engine_sha256 and self.verdict(kept.key) == kept.verdict:
+                found.append((kept.key, kept.verdict))
+        return found
+
     def keep_verdict(self, key: VerdictKey, verdict: Verdict) -> None:
         data = msgspec.json.encode(_kept(key, verdict))
         write_atomic(self.folder / f"{key.digest}{VERDICT}", data, mode=0o600)
@@ -122,6 +134,17 @@ class EngineCache:
 
 def _kept(key: VerdictKey, verdict: Verdict) -> _KeptVerdict:
     return _KeptVerdict(key, verdict, sha256_bytes(msgspec.json.encode((key, verdict), order="deterministic")))
+
+
+def existing_cache() -> EngineCache | None:
+    """The user's cache if it is there and in order; nothing is made."""
+    folder = cache_folder("plans")
+    if folder is None or not folder.is_dir():
+        return None
+    try:
+        return open_cache(folder)
+    except (DataError, StorageError):
+        return None
 
 
 def open_cache(folder: Path | None = None) -> EngineCache:

@@ -14,6 +14,7 @@ from ..unavailable import Code, unavailable
 from .cache import open_cache
 from .cuda_device import CudaDevice
 from .engine import Version, engine_version, load_engine, version_problem
+from .first_engine import try_first_engine
 from .package import import_tensorrt
 from .runner import TensorRtSession
 from .supply import (
@@ -34,6 +35,7 @@ class TensorRtOpener:
     def __init__(self, bundle: Bundle, facts: MachineFacts, notice: Callable[[str], None]) -> None:
         self._bundle, self._facts, self._notice = bundle, facts, notice
         self._device: CudaDevice | None = None
+        self._builds = False  # an engine of one layer was built here
         self.verdicts: dict[str, Verdict] = {}  # on the engine of each graph that was to be opened
 
     def open_bundled(self, name: str, record: EngineRecord) -> Session:
@@ -48,6 +50,9 @@ class TensorRtOpener:
         key = target.key(manifest, name)
         if target.cache.find(key) is None:
             self._notice(f"graph '{name}': building a TensorRT engine for {key.gpu}; this takes minutes, once")
+            if not self._builds:
+                try_first_engine(device=self._facts.device)
+                self._builds = True
         kept = cached_engine(self._bundle, name, target, _NoProgress())
         path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
         return self._open(kept.record, EngineOnDisk(name, path, sha256_bytes(kept.data)))

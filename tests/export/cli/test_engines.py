@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
+from flamest.runtime.bundle.packaged import miniworld_bundle
 from typer.testing import CliRunner
 
 GRAPHS = ["keyframes", "vision", "text", "cnn"]
@@ -44,8 +44,8 @@ def said(done):
 
 
 @pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+def bundle(tmp_path):
+    return miniworld_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture
@@ -76,8 +76,13 @@ def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp
     again = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
     assert not any(engine["built_now"] for engine in again["plans"])
     assert not list(tmp_path.glob(".*"))
-    (cache,) = (tmp_path / "cache" / "flamest" / "plans").iterdir()
-    assert cache.read_bytes() == b"timings"
+    kept = sorted((tmp_path / "cache" / "flamest" / "plans").iterdir(), key=lambda file: file.suffix)
+    assert [file.suffix for file in kept] == [".timings", *[".verdict"] * len(GRAPHS)]
+    assert kept[0].read_bytes() == b"timings"
+    assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
+    for engine in (*first["plans"], *again["plans"]):
+        assert engine["verdict"]["wrong"] == ""
+        assert engine["verdict"]["cuda_graphs"], engine["verdict"]
 
 
 @pytest.fixture
@@ -119,6 +124,53 @@ def test_a_build_that_fails_leaves_the_onnx_bundle_complete(one_machine, bundle,
     assert open_bundle(bundle).manifest.graphs["keyframes"].engines == ()
 
 
+@pytest.mark.parametrize(
+    ("script", "graph"), [("stale", "keyframes"), ("swapped", "text"), ("first_stale", "one_layer")]
+)
+def test_an_engine_that_computes_something_else_is_not_shipped(one_machine, bundle, script, graph):
+    done = run("engines", bundle, environment={**one_machine, "FLAMEST_SCRIPT": script})
+    error = said(done)["error"]
+    assert (done.returncode, error["code"]) == (65, "ENGINE_WRONG")
+    assert f"graph '{graph}'" in error["message"]
+    assert "relative error" in error["message"]
+    assert open_bundle(bundle).manifest.graphs["text"].engines == ()
+
+
+def test_an_engine_whose_replays_are_wrong_runs_without_cuda_graphs(one_machine, bundle):
+    engines = said(run("engines", bundle, environment={**one_machine, "FLAMEST_SCRIPT": "replays"}))["plans"]
+    verdicts = {engine["graph"]: engine["verdict"] for engine in engines}
+    assert {name: verdict["cuda_graphs"] for name, verdict in verdicts.items()} == {
+        "keyframes": True, "vision": True, "text": False, "cnn": True
+    }  # fmt: skip
+    assert verdicts["text"]["remarks"][0].startswith("CUDA graphs stay off: output ")
+
+
+def test_inspect_shows_the_verdicts_of_this_machine(one_machine, bundle):
+    before = said(run("inspect", bundle, environment=one_machine))
+    assert before["verdicts"] == []
+    run("engines", bundle, environment=one_machine)
+    shown = said(run("inspect", bundle, environment=one_machine))["verdicts"]
+    assert [verdict["graph"] for verdict in shown] == GRAPHS
+    assert all(verdict["said"].startswith("equals its ONNX graph at ") for verdict in shown)
+    elsewhere = {**one_machine, "XDG_CACHE_HOME": str(bundle.parent / "elsewhere")}
+    assert said(run("inspect", bundle, environment=elsewhere))["verdicts"] == []
+    assert not (bundle.parent / "elsewhere").exists()
+
+
+def test_a_crash_of_the_engine_of_one_layer_comes_before_all_work(one_machine, tmp_path):
+    words = ("--backend", "tensorrt", "--weights", "random:tiny", "--out", tmp_path / "b")
+    for script, code, evidence in (
+        ("first_refuse", "PLAN_BUILD", "Could not find any implementation for node {conv}"),
+        ("first_crash_open", "PLAN_REJECTED", "ended with signal SIGSEGV"),
+    ):
+        done = run(*words, environment={**one_machine, "FLAMEST_SCRIPT": script})
+        error = said(done)["error"]
+        assert (done.returncode, error["code"]) == (65, code)
+        assert "an engine of one layer failed" in error["message"]
+        assert evidence in error["message"]
+        assert not (tmp_path / "b").exists()
+
+
 def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, bundle, tmp_path):
     note = tmp_path / "pid"
     environment = {**one_machine, "FLAMEST_SCRIPT": "hang", "FLAMEST_SCRIPT_PID": str(note)}
@@ -139,6 +191,7 @@ def test_an_export_for_tensorrt_ends_in_a_bundle_with_engines(one_machine, tmp_p
     found = said(done)
     assert done.returncode == 0, done.stderr
     assert [engine["graph"] for engine in found["plans"]] == ["keyframes", "cnn"]
+    assert all(engine["verdict"]["wrong"] == "" for engine in found["plans"])
     assert all(engine["options"]["tf32"] for engine in found["plans"])
     manifest = open_bundle(tmp_path / "b").manifest
     assert (manifest.fingerprint, manifest.backend) == (found["fingerprint"], "tensorrt")

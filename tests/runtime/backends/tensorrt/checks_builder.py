@@ -9,7 +9,7 @@ from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.tensorrt.builder import EngineRequest, build_engine
 from flamest.runtime.backends.tensorrt.progress import BUILD_STEPS, BuildProgress, make_monitor
-from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, Graph, Tensor
+from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, Graph, GraphUse, Tensor
 from tensorrt_fakes import Fakes
 
 VERSION = tuple(int(part) for part in trt.__version__.split(".")[:3])
@@ -212,6 +212,21 @@ def test_a_profile_that_tensorrt_rejects_is_an_error(bench):
     refused(bench, "PLAN_BUILD")
     bench.profile.set_shape.side_effect = ValueError("inconsistent")
     assert "input frames: inconsistent" in refused(bench, "PLAN_BUILD").message
+
+
+def test_every_use_of_a_graph_becomes_a_profile_in_order(bench):
+    batch = AxisRange(1, 4, 16)
+    uses = (GraphUse("step", {"batch": batch}), GraphUse("one", {"batch": AxisRange(1, 1, 16)}))
+    graph = Graph(**{name: getattr(GRAPH, name) for name in GRAPH.__struct_fields__ if name != "uses"}, uses=uses)
+    bench.build(graph=graph, max_batch=8)
+    frames = (3, 8, 64, 64)
+    assert [call.args for call in bench.profile.set_shape.call_args_list] == [
+        ("frames", (1, *frames), (4, *frames), (8, *frames)),
+        ("frames", (1, *frames), (1, *frames), (8, *frames)),
+    ]
+    assert bench.config.add_optimization_profile.call_count == 2
+    bench.config.add_optimization_profile.side_effect = [0, -1]
+    assert "profile 'one': TensorRT rejected it" in refused(bench, "PLAN_BUILD", graph=graph).message
 
 
 def test_other_inputs_or_outputs_than_the_manifests_are_an_error(bench):
