@@ -50,7 +50,7 @@ def frame_input(graph: Graph, rule: FramePreprocessing) -> FrameInput:
     Raises DataError for a graph that takes bytes where the filter gives fractions.
     """
     whole_bytes = any(each.name in ("pixels", "frames") and each.dtype == "uint8" for each in graph.inputs)
-    if whole_bytes and rule.filter == "bilinear":
+    if whole_bytes and not rule.gives_bytes:
         raise DataError(
             f"{graph.file} takes whole bytes, expected float32 with the filter 'bilinear', which gives fractions",
             fix="export the bundle again with this version of flamest-export",
