@@ -37,7 +37,7 @@ class ElementType:
         if isinstance(dtype, str) and dtype == BFLOAT16_NAME:
             return BFLOAT16
         found = np.dtype(dtype)
-        return cls(found.name, found.itemsize)
+        return _KNOWN.setdefault(found.name, cls(found.name, found.itemsize))
 
     @property
     def bits_dtype(self) -> np.dtype[Any]:
@@ -69,6 +69,7 @@ class ElementType:
 
 
 BFLOAT16 = ElementType(BFLOAT16_NAME, 2)
+_KNOWN: dict[str, ElementType] = {}  # one object for each, so that comparing them is cheap
 
 
 def _round_to_bfloat16(array: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

@@ -22,6 +22,7 @@ class CudaCalls:
     def __init__(self, runtime: Any, number: int) -> None:
         self.runtime = runtime
         self.number = number
+        self._functions: dict[str, Any] = {}
 
     def use(self) -> None:
         """Make this GPU the calling thread's. Raises NO_DRIVER_OR_GPU."""
@@ -33,8 +34,11 @@ class CudaCalls:
         An error stays the thread's last error until it is read, and whoever asks for it next (TensorRT after its
         launches) would take it for its own: it is read here.
         """
-        error, *results = getattr(self.runtime, name)(*arguments)
-        if error != self.runtime.cudaError_t.cudaSuccess:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = getattr(self.runtime, name)
+        error, *results = function(*arguments)
+        if error:  # cudaSuccess is 0
             self.runtime.cudaGetLastError()
             raise self._failed_error(name, error)
         return results[0] if results else None

@@ -6,7 +6,7 @@ page-locked buffers of the host.
 
 Every public method may be called from any thread: CUDA's current GPU is a setting of the thread, so each begins by
 setting it. Locks are taken in this order, and a later one never waits for an earlier one: a session's, that of a
-copying stream, ``memory.rare``, those of the lists.
+copying stream, ``memory.rare``, those of the lists, that of a stream's marks.
 
 Not run on hardware yet. Calls and their results are those of the CUDA runtime API
 (https://docs.nvidia.com/cuda/cuda-runtime-api/).
@@ -44,18 +44,9 @@ class DeviceValue:
         self.held = held
         self.shape = shape
         self.dtype = dtype
-
-    @property
-    def device(self) -> CudaDevice:
-        return self.held.device
-
-    @property
-    def pointer(self) -> int:
-        return self.held.block.pointer
-
-    @property
-    def nbytes(self) -> int:
-        return self.dtype.size_of(self.shape)
+        self.nbytes = dtype.size_of(shape)
+        self.device = held.device
+        self.pointer = held.block.pointer
 
     def numpy(self) -> Array:
         """On the host; waits until it is computed. bfloat16 becomes float32, exactly."""
@@ -118,10 +109,10 @@ class CudaDevice:
                 pinned.mark = self._copy_up(block, pinned.buffer.pointer, bits.nbytes, self._up)
 
     def _copy_up(self, block: Block, source: int, size: int, stream: Stream) -> Mark:
-        self.memory.before_write(stream, block)
+        self.memory.order(stream, writes=[block])
         kind = self.calls.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.calls("cudaMemcpyAsync", block.pointer, source, size, kind, stream.handle)
-        mark = stream.mark()
+        mark = stream.mark() if stream is self._up else stream.open_mark()
         self.memory.used(mark, writes=[block])
         return mark
 
@@ -134,7 +125,7 @@ class CudaDevice:
         block = value.held.block
         with self.pinned.buffer(bits.nbytes) as pinned:
             with self._down_lock:
-                self.memory.before_read(self._down, block)
+                self.memory.order(self._down, reads=[block])
                 kind = self.calls.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
                 self.calls(
                     "cudaMemcpyAsync", pinned.buffer.pointer, block.pointer, bits.nbytes, kind, self._down.handle
@@ -154,7 +145,7 @@ class CudaDevice:
         runtime = self.calls.runtime
         # Other threads may go on meanwhile, on other streams.
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        with self.memory.rare:
+        with self.memory.rare, stream.lock:
             graph, whole = None, False
             try:
                 self.calls("cudaStreamBeginCapture", stream.handle, mode)

@@ -98,18 +98,20 @@ class DeviceMemory:
             self._free.clear()
         self.free(free)
 
-    def before_read(self, stream: Stream, block: Block) -> None:
-        """Let the stream's next work begin after the last write of ``block``."""
+    def order(self, stream: Stream, *, reads: Iterable[Block] = (), writes: Iterable[Block] = ()) -> None:
+        """Let the stream's next work begin after the last write of the blocks that it ``reads``, and after all earlier
+        reads and writes of those that it ``writes``."""
+        after: dict[Stream, int] = {}
         with self._lock:
-            written = block.accesses.written
-        stream.wait_for(written)
-
-    def before_write(self, stream: Stream, block: Block) -> None:
-        """Let the stream's next work begin after all earlier reads and writes of ``block``."""
-        with self._lock:
-            marks = block.accesses.marks()
-        for mark in marks:
-            stream.wait_for(mark)
+            for block in reads:
+                mark = block.accesses.written
+                if mark is not None and mark.stream is not stream:
+                    after[mark.stream] = max(after.get(mark.stream, 0), mark.number)
+            for block in writes:
+                for mark in block.accesses.marks():
+                    if mark.stream is not stream:
+                        after[mark.stream] = max(after.get(mark.stream, 0), mark.number)
+        stream.wait_for(after)
 
     def used(self, mark: Mark, *, reads: Iterable[Block] = (), writes: Iterable[Block] = ()) -> None:
         """Record that the work before ``mark`` uses the blocks."""

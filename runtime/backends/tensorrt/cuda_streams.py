@@ -1,7 +1,14 @@
-"""CUDA streams, and marks: points in their work that other streams and the host can wait for."""
+"""CUDA streams, and marks: points in their work that other streams and the host can wait for.
+
+A mark is recorded at once, where work after it must not be waited for too (a run), or later, when it is needed: the
+many small copies of rows share one event then. Recording may come from another thread than that of the stream's work,
+and would become a part of a capture; so a capture holds the stream's ``lock``, and recording takes it.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,60 +26,68 @@ class Mark:
     """
 
     stream: Stream
-    number: int  # counts the marks of the stream, from 1
+    number: int  # counts the recorded marks of the stream, from 1
 
 
 class Stream:
-    """Work in order on one GPU. Used by one thread at a time: its owner holds a lock."""
+    """Work in order on one GPU. Its owner puts work on it under a lock of its own; marks may be used by any thread."""
 
     def __init__(self, calls: CudaCalls) -> None:
         self._calls = calls
         # Not the legacy default stream's: that one would wait for all others, and cannot be captured.
         self.handle = int(calls("cudaStreamCreateWithFlags", calls.runtime.cudaStreamNonBlocking))
+        self.lock = threading.Lock()  # no other lock is taken under it
         self._events: list[Any] = []
-        self._marks = 0
+        self._recorded = 0  # marks
         self._waited: dict[Stream, int] = {}  # by stream the newest mark that this one waits for
         self.done = 0  # number of the newest mark that the host has waited for
 
     def mark(self) -> Mark:
         """Record the work so far. When that fails, it has been waited for."""
-        if self._marks == len(self._events) < EVENTS:
-            runtime = self._calls.runtime
-            flags = runtime.cudaEventDisableTiming | runtime.cudaEventBlockingSync  # the host sleeps and does not spin
-            self._events.append(self._calls("cudaEventCreateWithFlags", flags))
-        mark = Mark(self, self._marks + 1)
-        try:
-            self._calls("cudaEventRecord", self.event_of(mark), self.handle)
-        except BaseException:
-            self._calls.quietly("cudaStreamSynchronize", self.handle)
-            raise
-        self._marks = mark.number
-        return mark
+        with self.lock:
+            return self._record()
 
-    def wait_for(self, mark: Mark | None) -> None:
-        """Let the work that comes next on this stream begin after ``mark``."""
-        if (
-            mark is None
-            or mark.stream is self
-            or mark.number <= max(mark.stream.done, self._waited.get(mark.stream, 0))
-        ):
-            return
-        self._calls("cudaStreamWaitEvent", self.handle, mark.stream.event_of(mark), 0)
-        self._waited[mark.stream] = mark.number
+    def open_mark(self) -> Mark:
+        """A mark of the work so far that is recorded when someone waits for it, or with the next ``mark``."""
+        return Mark(self, self._recorded + 1)
 
-    def event_of(self, mark: Mark) -> Any:
-        """The event of a mark of this stream."""
-        return self._events[(mark.number - 1) % EVENTS]
+    def wait_for(self, marks: Mapping[Stream, int]) -> None:
+        """Let the work that comes next on this stream begin after marks of other streams, given by their numbers."""
+        for stream, number in marks.items():
+            if number > stream.done and number > self._waited.get(stream, 0):
+                self._calls("cudaStreamWaitEvent", self.handle, stream.event_of(number), 0)
+                self._waited[stream] = number
+
+    def event_of(self, number: int) -> Any:
+        """The event of a mark of this stream, recorded now if it was open."""
+        if number > self._recorded:
+            with self.lock:
+                if number > self._recorded:
+                    self._record()
+        return self._events[(number - 1) % EVENTS]
 
     def synchronize(self) -> None:
         """Wait on the host until all work is done."""
-        number = self._marks
+        number = self._recorded
         self._calls("cudaStreamSynchronize", self.handle)
         self.done = max(self.done, number)
+
+    def _record(self) -> Mark:
+        if self._recorded == len(self._events) < EVENTS:
+            runtime = self._calls.runtime
+            flags = runtime.cudaEventDisableTiming | runtime.cudaEventBlockingSync  # the host sleeps and does not spin
+            self._events.append(self._calls("cudaEventCreateWithFlags", flags))
+        try:
+            self._calls("cudaEventRecord", self._events[self._recorded % EVENTS], self.handle)
+        except BaseException:
+            self._calls.quietly("cudaStreamSynchronize", self.handle)
+            raise
+        self._recorded += 1
+        return Mark(self, self._recorded)
 
 
 def host_wait(calls: CudaCalls, mark: Mark | None) -> None:
     """Wait on the host until the work before ``mark`` is done."""
     if mark is not None and mark.number > mark.stream.done:
-        calls("cudaEventSynchronize", mark.stream.event_of(mark))
+        calls("cudaEventSynchronize", mark.stream.event_of(mark.number))
         mark.stream.done = max(mark.stream.done, mark.number)

@@ -35,13 +35,16 @@ class DeviceRows:
         self.shape = shape
         self.dtype = dtype
         self._row_bytes = dtype.size_of(shape[1:])
+        self._first: dict[int, DeviceValue] = {}
         memory.zero(held.block, 0, self._row_bytes * shape[0])
 
     def first(self, count: int) -> DeviceValue:
         """Rows [0, count), without a copy."""
-        if not 0 <= count <= self.shape[0]:
-            raise InvariantError(f"{count} rows of {self.shape[0]}")
-        return DeviceValue(self.held, (count, *self.shape[1:]), self.dtype)
+        if count not in self._first:
+            if not 0 <= count <= self.shape[0]:
+                raise InvariantError(f"{count} rows of {self.shape[0]}")
+            self._first[count] = DeviceValue(self.held, (count, *self.shape[1:]), self.dtype)
+        return self._first[count]
 
     def put(self, row: int, value: Feed, index: int) -> None:
         """Replace a row by row ``index`` of a value; one of another device or the host goes there first."""

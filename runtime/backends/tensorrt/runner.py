@@ -26,7 +26,7 @@ from .network import TENSORRT_DTYPES
 from .profile import InputRange, range_problem
 from .session_memory import SessionMemory
 
-MAX_KNOWN_SHAPES = 4096  # sets of inputs' shapes whose outputs' shapes are kept
+MAX_KNOWN_SHAPES = 4096  # sets of inputs' shapes for which profile and outputs' shapes are kept
 
 
 class TensorRtSession:
@@ -62,7 +62,7 @@ class TensorRtSession:
         self._contexts = EngineContexts(
             trt, opened, device, name=name, stream=self._memory.stream, cuda_graphs=cuda_graphs
         )
-        self._known_shapes: dict[tuple[int, tuple[Shape, ...]], dict[str, Shape]] = {}
+        self._known_shapes: dict[tuple[Shape, ...], tuple[int, dict[str, Shape]]] = {}
 
     @property
     def usual(self) -> dict[str, tuple[Shape, np.dtype[Any]]]:
@@ -104,8 +104,7 @@ class TensorRtSession:
             self._device.calls.use()
             ready = self._memory.ready(feeds)
             shapes = {name: tuple(feed.shape) for name, feed in ready.items()}
-            profile = self._profile_for(shapes)
-            found = self._output_shapes(profile, shapes)
+            profile, found = self._use_for(shapes)
             inputs = self._memory.bind_inputs(ready)
             results = self._memory.bind_outputs(found, into, inputs)
             addresses = {name: one.block.pointer for name, one in inputs.items()}
@@ -138,13 +137,15 @@ class TensorRtSession:
         evidence = "; ".join(f"profile {index}: {problem.evidence}" for index, problem in enumerate(problems))
         raise unavailable(Code.PROFILE_RANGE, evidence).error()
 
-    def _output_shapes(self, profile: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        key = (profile, tuple(shapes.values()))
+    def _use_for(self, shapes: Mapping[str, Shape]) -> tuple[int, dict[str, Shape]]:
+        """The profile for a run, and the shapes of its outputs."""
+        key = tuple(shapes.values())
         if key not in self._known_shapes:
             if len(self._known_shapes) >= MAX_KNOWN_SHAPES:
                 self._known_shapes.clear()
+            profile = self._profile_for(shapes)
             every = self._contexts.all_shapes(profile, shapes)
-            self._known_shapes[key] = {name: every[name] for name in self.outputs}
+            self._known_shapes[key] = profile, {name: every[name] for name in self.outputs}
         return self._known_shapes[key]
 
 

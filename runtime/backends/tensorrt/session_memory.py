@@ -59,7 +59,7 @@ class SessionMemory:
     def take(self, use: str, size: int) -> Block:
         """A block of this session; raises GPU_MEMORY."""
         self.device.calls.use()
-        return self.device.memory.take((self.stream, use), size)
+        return self._take(use, size)
 
     def value(self, of: Feed, dtype: ElementType | None, what: str) -> DeviceValue:
         """``of`` on this device. Raises InvariantError, naming ``what``, when its type is not ``dtype``."""
@@ -95,8 +95,7 @@ class SessionMemory:
         """Copy what is not on the device; the stream waits for all inputs."""
         self._turn = 1 - self._turn
         bound = {name: BoundInput(self._input_block(name, feed), feed.shape) for name, feed in ready.items()}
-        for one in bound.values():
-            self.device.memory.before_read(self.stream, one.block)
+        self.device.memory.order(self.stream, reads=[one.block for one in bound.values()])
         return bound
 
     def bind_outputs(
@@ -109,15 +108,14 @@ class SessionMemory:
         rows = self._checked_rows(shapes, into, inputs)
         values = {}
         for name, shape in shapes.items():
+            if name in rows:
+                values[name] = rows[name].first(shape[0])
+                continue
             dtype = self._outputs[name]
-            if not dtype.size_of(shape):
-                held = self._empty[name]
-            elif name in rows:
-                held = rows[name].held
-            else:
-                held = HeldBlock(self.device, self.take(name, dtype.size_of(shape)))
+            size = dtype.size_of(shape)
+            held = HeldBlock(self.device, self._take(name, size)) if size else self._empty[name]
             values[name] = DeviceValue(held, shape, dtype)
-            self.device.memory.before_write(self.stream, held.block)
+        self.device.memory.order(self.stream, writes=[one.held.block for one in values.values()])
         return values
 
     def finish(self, inputs: Iterable[BoundInput], outputs: Iterable[DeviceValue]) -> None:
@@ -133,9 +131,9 @@ class SessionMemory:
             if not size:
                 return
             self.device.calls.use()
-            self.device.memory.before_write(self.stream, block)
+            self.device.memory.order(self.stream, writes=(block,))
             self.device.calls("cudaMemsetAsync", block.pointer + offset, 0, size, self.stream.handle)
-            self.device.memory.used(self.stream.mark(), writes=[block])
+            self.device.memory.used(self.stream.open_mark(), writes=(block,))
 
     def copy(self, to: Block, to_offset: int, source: Block, source_offset: int, size: int) -> None:
         """Copy bytes on the device, in order on the stream. The two ranges do not overlap."""
@@ -145,12 +143,11 @@ class SessionMemory:
                 return
             calls, memory = self.device.calls, self.device.memory
             calls.use()
-            memory.before_read(self.stream, source)
-            memory.before_write(self.stream, to)
+            memory.order(self.stream, reads=(source,), writes=(to,))
             kind = calls.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
             addresses = (to.pointer + to_offset, source.pointer + source_offset)
             calls("cudaMemcpyAsync", *addresses, size, kind, self.stream.handle)
-            memory.used(self.stream.mark(), reads=[source], writes=[to])
+            memory.used(self.stream.open_mark(), reads=(source,), writes=(to,))
 
     def close(self) -> None:
         """Wait for all work and give everything back; values and rows that are still held stay valid."""
@@ -166,10 +163,13 @@ class SessionMemory:
             self._empty.clear()
             self.device.give_stream(self.stream)
 
+    def _take(self, use: str, size: int) -> Block:
+        return self.device.memory.take((self.stream, use), size)
+
     def _typed(self, feed: Feed, dtype: ElementType | None, what: str) -> DeviceValue | tuple[Array, ElementType]:
         if isinstance(feed, DeviceValue):
             # An empty array has no bits that could be of the wrong type.
-            if dtype in (None, feed.dtype) or not feed.nbytes:
+            if dtype is None or dtype is feed.dtype or dtype == feed.dtype or not feed.nbytes:
                 return feed if feed.device is self.device else (feed.bits(), feed.dtype)
             if (dtype, feed.dtype.name) != (BFLOAT16, "float32"):
                 raise InvariantError(f"{what} is {feed.dtype}, expected {dtype}")
@@ -200,6 +200,8 @@ class SessionMemory:
     def _checked_rows(
         self, shapes: Mapping[str, Shape], into: Mapping[str, Rows], inputs: Mapping[str, BoundInput]
     ) -> dict[str, DeviceRows]:
+        if not into:
+            return {}
         read, checked = {id(one.block) for one in inputs.values()}, dict[str, DeviceRows]()
         for name, rows in into.items():
             where = f"graph '{self._name}': output {name}"

@@ -271,7 +271,7 @@ def test_outputs_go_into_rows_and_rows_are_inputs(bound, toys, text):
 def test_outputs_that_nobody_wants_have_no_memory(bound, toys):
     past = {name: np.zeros((2, 1, 3, toys.D), np.float32) for name in ("past_key_00", "past_value_00")}
     taken = []
-    bound._memory.take, take = lambda use, size: taken.append(use) or take(use, size), bound._memory.take
+    bound._memory._take, take = lambda use, size: taken.append(use) or take(use, size), bound._memory._take
     assert set(bound.run(step_feeds(bound, toys, past), ["logits"])) == {"logits"}
     assert "logits" in taken
     assert not {"hidden", "present_key_00"} & set(taken)

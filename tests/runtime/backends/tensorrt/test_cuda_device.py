@@ -138,6 +138,37 @@ def test_work_of_another_thread_is_not_captured(uses):
     assert results == [[1.0, 1.0, 1.0]]
 
 
+def test_a_mark_that_another_thread_needs_is_not_recorded_in_a_capture(uses):
+    rows, results = uses.memory.rows("x", (2, 3)), []
+    value = uses.value(np.ones((1, 3), np.float32))
+    value.numpy()  # so that the other thread has nothing to allocate
+    rows.first(2).numpy()
+    rows.put(1, value, 0)  # its mark is recorded when someone waits for it
+    other = threading.Thread(target=lambda: results.append(rows.first(2).numpy().tolist()))
+
+    def enqueue():
+        other.start()
+        other.join(0.2)
+        assert results == []
+
+    with uses.memory.lock:
+        graph = uses.device.capture(uses.memory.stream, enqueue)
+    other.join(10)
+    assert graph.works == []
+    assert results == [[[0.0] * 3, [1.0] * 3]]
+
+
+def test_many_copies_of_rows_share_one_event(uses):
+    rows, value = uses.memory.rows("x", (8, 3)), uses.value(np.ones((1, 3), np.float32))
+    uses.cuda.calls.clear()
+    for row in range(8):
+        rows.put(row, value, 0)
+    assert uses.cuda.calls.count("cudaMemcpyAsync") == 8
+    assert "cudaEventRecord" not in uses.cuda.calls
+    assert rows.first(8).numpy().sum() == 24
+    assert uses.cuda.calls.count("cudaEventRecord") == 2  # of the rows, and of the copy to the host
+
+
 def test_allocating_within_a_capture_ends_it(uses):
     graph = uses.device.capture(uses.memory.stream, lambda: uses.device.memory.take("anything", 8))
     assert graph is None
@@ -165,8 +196,6 @@ def test_a_marks_event_that_was_used_again_still_covers_it(uses):
     first = uses.value(np.ones(3, np.float32))
     for _ in range(3 * EVENTS):
         uses.value(np.ones(3, np.float32))
-    assert uses.device.memory is not None
     other = uses.device.take_stream()
-    uses.device.memory.before_read(other, first.held.block)
-    kernel = uses.device.calls.runtime
-    kernel.put(other.handle, lambda: None, reads=[(first.pointer, 12)], writes=[])
+    uses.device.memory.order(other, reads=[first.held.block])
+    uses.cuda.put(other.handle, lambda: None, reads=[(first.pointer, 12)], writes=[])
