@@ -199,12 +199,16 @@ class PinnedMemory:
         ring = PINNED_RING * 8 if size == PINNED_SMALLEST else PINNED_RING
         with self._lock:
             idle = self._idle.setdefault(size, deque())
-            waiting = idle.popleft() if idle and (self._made.get(size, 0) >= ring or _is_done(idle[0][1])) else None
-            if waiting is None:
+            chosen = next((one for one in idle if _is_done(one[1])), None)
+            if chosen is None and idle and self._made.get(size, 0) >= ring:
+                chosen = idle[0]
+            if chosen is None:
                 self._made[size] = self._made.get(size, 0) + 1
-        if waiting is not None:
-            host_wait(self._calls, waiting[1])
-            return waiting[0]
+            else:
+                idle.remove(chosen)
+        if chosen is not None:
+            host_wait(self._calls, chosen[1])
+            return chosen[0]
         with self._rare:
             flags = self._calls.runtime.cudaHostAllocDefault
             return PinnedBuffer(int(self._calls("cudaHostAlloc", size, flags)), size)
