@@ -121,7 +121,7 @@ class GraphOpener:
             from .tensorrt.supply import local_build_options
 
             gpu, tf32 = self._facts.gpu.name if self._facts.gpu else "GPU", local_build_options(manifest, name).tf32
-            return OrtCudaSession.open(onnx, gpu=gpu, tf32=tf32, shown=shown)
+            return OrtCudaSession.open(onnx, gpu=gpu, device=self._facts.device, tf32=tf32, shown=shown)
 
     def _open_tensorrt(self, candidate: Candidate, name: str) -> Session:
         from .tensorrt.loader import TensorRtOpener

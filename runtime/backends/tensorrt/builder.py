@@ -18,6 +18,7 @@ from ....base.files import read_regular, sha256_bytes, write_atomic
 from ....base.progress import Progress
 from ...bundle.graph_records import EngineOptions, Graph
 from ..unavailable import Code, unavailable
+from .cuda_calls import use_gpu
 from .engine import MAX_TRUSTED_BYTES, Version, engine_version
 from .network import check_network
 from .package import TensorRtLog, import_tensorrt, make_builder, make_logger
@@ -67,6 +68,7 @@ def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:
     or the builder, with all their lines in the message) and PRECISION, UNTRUSTED when the ONNX file does not have
     ``onnx_sha256``, StorageError, KeyboardInterrupt when interrupted.
     """
+    use_gpu(request.device)
     trt = import_tensorrt()
     log, remarks = TensorRtLog(), list[str]()
     logger = make_logger(trt, log)

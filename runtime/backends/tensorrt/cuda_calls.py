@@ -67,3 +67,10 @@ def import_cuda_runtime() -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a library of CUDA's is not found
         raise unavailable(Code.CUDA_BINDINGS, f"{type(error).__name__}: {error}").error() from error
     return runtime
+
+
+def use_gpu(number: int) -> None:
+    """Make GPU ``number`` the calling thread's: TensorRT builds and opens engines on that one. The first one is it
+    already, as long as nothing has changed it. Raises the errors of CUDA_BINDINGS and NO_DRIVER_OR_GPU."""
+    if number:
+        CudaCalls(import_cuda_runtime(), number).use()

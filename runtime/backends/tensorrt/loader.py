@@ -12,6 +12,7 @@ from ..machine import MachineFacts
 from ..session import Session
 from ..unavailable import Code, unavailable
 from .cache import open_cache
+from .cuda_calls import use_gpu
 from .cuda_device import CudaDevice
 from .engine import Version, engine_version, load_engine, version_problem
 from .first_engine import try_first_engine
@@ -30,7 +31,7 @@ from .verdicts import standing_verdict, verdict_cache
 
 
 class TensorRtOpener:
-    """Opens graphs of one bundle on one GPU, all on one stream, so that they share values without a copy."""
+    """Opens graphs of one bundle on one GPU, whose sessions share values without a copy."""
 
     def __init__(self, bundle: Bundle, facts: MachineFacts, notice: Callable[[str], None]) -> None:
         self._bundle, self._facts, self._notice = bundle, facts, notice
@@ -66,6 +67,7 @@ class TensorRtOpener:
         if verdict.wrong:
             raise verdict.error(name, engine.path.name)
         trt = import_tensorrt()
+        use_gpu(self._facts.device)
         opened = load_engine(trt, proved.file)
         if self._device is None:
             self._device = CudaDevice.open(number=self._facts.device)

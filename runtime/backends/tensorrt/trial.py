@@ -13,6 +13,7 @@ from ....base.channel import Channel, Failed, Message
 from ....base.child_process import ChildEnded, ask_child
 from ....base.errors import FlamestError
 from ..unavailable import BackendUnavailable, Code, unavailable
+from .cuda_calls import use_gpu
 from .engine import EngineFile, load_engine
 from .package import import_tensorrt
 from .proof import Proof, prove_engine
@@ -63,6 +64,7 @@ def main() -> None:
     parent = Channel.to_parent()
     trial, _ = parent.receive(Trial)
     try:
+        use_gpu(trial.proof.device)
         trt = import_tensorrt()
         parent.send(Tried(prove_engine(trt, load_engine(trt, trial.file), trial.proof, lambda text: None)))
     except FlamestError as error:

@@ -126,10 +126,11 @@ def test_tf32_on_onnxruntime_cuda_is_what_the_engines_were_built_with(toy_bundle
 
     monkeypatch.setattr(OrtCudaSession, "open", classmethod(lambda cls, onnx, **options: OnGpu(**options)))
     facts = dataclasses.replace(GPU, versions={"onnxruntime-gpu": "1.31.1", "cuda-bindings": "13"}, ort_has_cuda=True)
+    facts = dataclasses.replace(facts, device=2)
     folder = bundle_with_plans(toy_bundle, tmp_path, EngineOptions(tf32=tf32))
     opener = GraphOpener(open_bundle(folder), OpeningOptions(threads=1, facts=facts))
     vision, cnn = opener.open("vision"), opener.open("cnn")
-    assert vision.options["tf32"] is tf32
+    assert (vision.options["tf32"], vision.options["device"]) == (tf32, 2)
     assert cnn.options["tf32"] is False  # no engine, so nothing but float32 was asked for
     opener.close()
     assert vision.closed

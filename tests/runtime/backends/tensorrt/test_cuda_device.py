@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.element_types import ElementType
+from flamest.runtime.backends.tensorrt import cuda_calls, cuda_device
+from flamest.runtime.backends.tensorrt.cuda_calls import use_gpu
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 from flamest.runtime.backends.tensorrt.cuda_streams import EVENTS
 from flamest.runtime.backends.tensorrt.session_memory import SessionMemory
@@ -199,3 +201,25 @@ def test_a_marks_event_that_was_used_again_still_covers_it(uses):
     other = uses.device.take_stream()
     uses.device.memory.order(other, reads=[first.held.block])
     uses.cuda.put(other.handle, lambda: None, reads=[(first.pointer, 12)], writes=[])
+
+
+def test_engines_are_opened_on_the_gpu_that_was_chosen(fake_cuda, monkeypatch):
+    cuda = fake_cuda.FakeCuda(devices=3)
+    monkeypatch.setattr(cuda_calls, "import_cuda_runtime", lambda: cuda)
+    use_gpu(2)
+    assert cuda.current == 2
+    cuda.calls.clear()
+    use_gpu(0)  # nothing is needed for the first one, and no cuda-bindings to build for it
+    assert cuda.calls == []
+
+
+def test_one_device_serves_a_process_for_each_gpu(fake_cuda, monkeypatch):
+    cuda = fake_cuda.FakeCuda(devices=3)
+    monkeypatch.setattr(cuda_device, "import_cuda_runtime", lambda: cuda)
+    monkeypatch.setattr(cuda_device, "_OPENED", {})
+    assert CudaDevice.open() is CudaDevice.open(number=0)
+    assert CudaDevice.open(number=1) is not CudaDevice.open()
+    with pytest.raises(FlamestError) as caught:
+        CudaDevice.open(number=7)
+    assert caught.value.code == "BACKEND_FAILED"
+    assert "GPU 7" in caught.value.message

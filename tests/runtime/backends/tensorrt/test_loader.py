@@ -141,11 +141,14 @@ def test_without_a_folder_for_verdicts_an_engine_is_compared_each_time(bundle, d
     assert [what for what, _ in did].count("tried") == 2
 
 
-def test_the_chosen_gpu_is_the_one_that_runs(bundle, did):
+def test_the_chosen_gpu_is_the_one_that_runs(bundle, did, monkeypatch):
+    monkeypatch.setattr(loader, "use_gpu", lambda number: did.append(("used", number)))
     gpus = (Gpu("Made-up GPU", "9.0", 1000), Gpu("Made-up GPU", "9.0", 2000))
     facts = on_device(dataclasses.replace(FACTS, gpus=gpus), 1)
     opener = TensorRtOpener(bundle, facts, lambda text: None)
     assert opener.open_bundled("text", bundle.manifest.graphs["text"].engines[0]).device == "GPU 1"
+    assert [what for what, _ in did][-3:] == ["used", "opened", "device"]  # TensorRT opens it on the thread's GPU
+    assert ("used", 1) in did
 
 
 def test_an_engine_that_fails_its_trial_is_never_opened(bundle, did, monkeypatch):
