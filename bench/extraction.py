@@ -26,9 +26,11 @@ import numpy as np
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.openvino_cpu import OpenVinoSession
 from flamest.runtime.backends.session import Session
+from flamest.runtime.bundle.manifest import FramePreprocessing
 from flamest.runtime.bundle.opening import Bundle, open_bundle
 from flamest.runtime.keyframes import pick_keyframes
 from flamest.runtime.video import find_video_files
+from flamest.runtime.video.preprocessing import normalise
 from flamest.runtime.vision_language import VisionLanguageModel
 
 from .precision import network_inputs
@@ -152,9 +154,11 @@ class Paper:
         self._model = open_blip(parse_source("blip", "random:full")).model.eval()
         video = open_video(parse_source("slow", "random:full"))
         self._net, self._form = video.net.eval(), video.form
-        self._spec = bundle.manifest.vlm
         pixels, motion = seen[0]
-        self._pixels, self._motion = torch.from_numpy(pixels), torch.from_numpy(motion)
+        manifest: Any = bundle.manifest
+        image, video = manifest.vlm.preprocessing, manifest.cnn.preprocessing
+        self._pixels = torch.from_numpy(_normalised(pixels, image))
+        self._motion = torch.from_numpy(_normalised(motion[0], video).swapaxes(0, 1)[None].copy())
 
     def run(self) -> dict[str, float]:
         """Run once; the first vision pass counts as caption, because it is part of ``generate``."""
@@ -200,6 +204,11 @@ class Paper:
         vision_flop = counted(vision, self._pixels)
         text_flop = sum(text(1, past) for past in range(STEPS)) + text(STEPS + 2, 0)
         return {"vision": vision_flop, "caption and embedding": text_flop, "cnn": counted(self._net, self._motion)}
+
+
+def _normalised(frames: Any, rule: FramePreprocessing) -> Any:
+    """Frames uint8 [N, S, S, 3] as a graph takes them, as the networks' publishers do: float32 [N, 3, S, S]."""
+    return np.stack([normalise(frame, rule) for frame in frames])
 
 
 def _ours(fp32: Bundle, int8: Bundle, seen: list[tuple[Any, Any]]) -> Iterator[tuple[str, Candidate]]:

@@ -26,11 +26,11 @@ from flamest.runtime.backends.openvino_cpu import OpenVinoSession
 from flamest.runtime.backends.session import Session
 from flamest.runtime.bundle.manifest import VisionLanguage
 from flamest.runtime.bundle.opening import Bundle, open_bundle
-from flamest.runtime.keyframes import clip_seeds, draw_keyframe, pick_keyframes
+from flamest.runtime.clip_records import Clip
+from flamest.runtime.keyframe_features import KeyframeFeatures
 from flamest.runtime.similarity import row_cosines
 from flamest.runtime.video import find_video_files
-from flamest.runtime.video.decoder import VideoDecoder
-from flamest.runtime.video.preprocessing import prepare_frames
+from flamest.runtime.video.clip_reader import ClipReader, open_decoder
 from flamest.runtime.vision_language import VisionLanguageModel
 
 from .record import interleaved_ms, store_result
@@ -100,24 +100,17 @@ def measure(bundles: dict[str, Bundle], clips: list[Path], repeats: int) -> dict
 def network_inputs(bundle: Bundle, clips: list[Path]) -> Iterator[tuple[Any, Any]]:
     """Inputs of the vision and the cnn graph per clip: keyframes, picked and prepared as by the runtime."""
     manifest = bundle.manifest
-    keyframes = WrittenGraphs(bundle.path, manifest.graphs).open("keyframes")
-    decoder = VideoDecoder(manifest.keyframes)
+    keyframes = KeyframeFeatures(WrittenGraphs(bundle.path, manifest.graphs).open("keyframes"))
+    reader = ClipReader(manifest, open_decoder(manifest), keyframes)
     try:
         for index, clip in enumerate(clips):
-            candidates = decoder.candidates(clip)
-            seeds = clip_seeds(manifest.extraction_seed, f"{index:064x}")
-            features = keyframes.run({"frames": candidates.pixels})["features"]
-            rgb = decoder.keyframes(candidates, pick_keyframes(features, manifest.keyframes.count, seeds.clusters)).rgb
-            pixels = motion = None
-            if manifest.vlm is not None:
-                drawn = draw_keyframe(len(rgb), seeds.draw)
-                pixels = prepare_frames(rgb[drawn : drawn + 1], manifest.vlm.preprocessing)
-            if manifest.cnn is not None:
-                frames = prepare_frames(rgb, manifest.cnn.preprocessing)
-                motion = np.ascontiguousarray(frames.transpose(1, 0, 2, 3)[None])
-            yield pixels, motion
+            read = reader.read(Clip(clip, f"{index:064x}"))
+            yield (
+                read.captioned[:1] if manifest.vlm is not None else None,
+                read.cnn_frames[None] if manifest.cnn is not None else None,
+            )
     finally:
-        decoder.close()
+        reader.close()
 
 
 class Deployed:
