@@ -73,7 +73,7 @@ class Extractor:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.backend_options)
-        opener = GraphOpener(bundle, opening)
+        opener = self._opener = GraphOpener(bundle, opening)
         cnn = opener.open("cnn") if bundle.manifest.cnn else None
 
         def sizes_with(vision: Session | None) -> PipelineSizes:
@@ -154,6 +154,7 @@ class Extractor:
 
     def close(self) -> None:
         self._ahead.close()
+        self._opener.close()
 
     def __enter__(self) -> Extractor:
         return self

@@ -145,8 +145,16 @@ class EngineContexts:
         self._captures = False
 
     def _make(self, profile: int) -> EngineContext:
+        """A context; where the GPU is full, free blocks are given back to it first."""
+        asked = (self._trt, self._opened, self._name, profile, self._stream, self._scratch)
         with self._device.memory.rare:  # it allocates
-            return EngineContext(self._trt, self._opened, self._name, profile, self._stream, self._scratch)
+            try:
+                return EngineContext(*asked)
+            except FlamestError as error:
+                if error.code != Code.GPU_MEMORY:
+                    raise
+            self._device.memory.trim()
+            return EngineContext(*asked)
 
     def _plain_context(self, profile: int) -> EngineContext:
         if profile not in self._plain:
@@ -188,7 +196,7 @@ class EngineContexts:
             context.set_shapes(run.shapes)
             context.set_addresses(run.addresses)
             context.enqueue()
-        except FlamestError:
+        except Exception:  # whatever it was, a plain run follows and has its error
             self._captures = False
             self._device.calls.quietly("cudaStreamSynchronize", self._stream.handle)
             return False

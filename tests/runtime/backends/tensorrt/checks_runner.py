@@ -556,6 +556,15 @@ def test_a_full_gpu_frees_what_is_not_used_before_it_fails(step):
     assert all(not value.numpy().any() for value in kept)
 
 
+def test_a_context_that_finds_no_memory_gets_what_is_not_used(step):
+    session = step.session()
+    session.value(np.zeros((1, 4000), np.float32))
+    make, answers = step.fake._make_context, iter([None])
+    step.fake.engine.create_execution_context.side_effect = lambda strategy: next(answers, make(strategy))
+    assert caption(session, [1])[0] == [2.0]
+    assert "cudaFree" in step.cuda.calls
+
+
 def test_a_launch_that_fails_has_its_code(step):
     session = step.session()
     step.fake.fails["execute_async_v3"] = False
