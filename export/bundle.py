@@ -39,6 +39,7 @@ from .engines import add_engines
 from .networks.extractors import ExtractorEntry
 from .networks.reference import quiet_libraries, torch_threads
 from .parts import (
+    INT8_STEPS,
     ExportContext,
     ExportedPart,
     captioner_part,
@@ -53,7 +54,7 @@ from .parts import (
     vision_language,
 )
 from .precision.calibration import CHAIN_SEED, CalibrationClips, seeded_clips
-from .precision.choice import FP32, PrecisionChoice
+from .precision.choice import FP32, PrecisionChoice, embedding_graphs
 from .precision.lowering import STATIC, choose_lowering
 from .weights.fetching import fetch_sources
 from .weights.loading import LoadedVideo, open_blip, open_clip, open_video
@@ -96,7 +97,7 @@ def build_bundle(request: ExportRequest) -> BuiltBundle:
     """
     fetch_sources(request.sources[network] for network in request.extractor.needed_networks)
     with (
-        progress_bar("exporting", steps_of(request.extractor), unit="steps") as progress,
+        progress_bar("exporting", steps_of(request.extractor, request.precision), unit="steps") as progress,
         quiet_libraries(),
         torch_threads(request.threads),
     ):
@@ -107,11 +108,16 @@ def build_bundle(request: ExportRequest) -> BuiltBundle:
     return BuiltBundle(manifest, exported.seconds, tuple(engines))
 
 
-def steps_of(entry: ExtractorEntry) -> int:
-    """Steps that ``export_bundle`` counts: loading, each graph, the comparison, for every network."""
+def steps_of(entry: ExtractorEntry, choice: PrecisionChoice = FP32) -> int:
+    """Steps that ``export_bundle`` counts: loading, each graph, the comparison, for every network.
+
+    A graph in int8 is calibrated in INT8_STEPS, and each network with such graphs is tried once.
+    """
     vlm = {None: 0, "clip": 3, "blip": 4, "blip-text": 5}[entry.vlm]
     cnn = 0 if entry.network is None else 2 if entry.network == "slow" else 3
-    return vlm + 3 + cnn
+    int8 = {graph for graph in embedding_graphs(entry) if choice.of(graph) == "int8"}
+    tried = len({graph == "cnn" for graph in int8})
+    return vlm + 3 + cnn + len(int8) * (INT8_STEPS - 1) + tried
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:
@@ -146,7 +152,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:
             files=_list_files(folder),
             parity=total_parity([part.compared for part in parts]),
             versions=versions(),
-            calibration=_calibration(request.precision, lowering.clips),
+            calibration=_calibration(request.precision, lowering.clips.calibration),
         )
         write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
         if request.check:

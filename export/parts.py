@@ -7,10 +7,13 @@ makes the same part from the manifest's record and compares the graphs that are 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
 
 from ..base.errors import DataError, UsageError
 from ..base.progress import Progress
@@ -48,7 +51,10 @@ from .parity.comparison import PartParity
 from .parity.single_graphs import compare_clip, compare_cnn, compare_keyframes
 from .parity.written_graphs import WrittenGraphs
 from .precision.calibration import CalibrationClips
-from .precision.lowering import Lowering, write_lowered
+from .precision.feeds import captioner_feeds, frame_feeds
+from .precision.lowering import Lowering, draft_lowered, write_lowered
+from .precision.ranges import Feeds
+from .precision.trial import write_int8
 from .weights.loading import LoadedBlip, LoadedClip, LoadedVideo, describe_weights
 from .weights.tokenizer import token_id
 
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from transformers import BlipForConditionalGeneration
 
 Record = TypeVar("Record")  # of the manifest
+INT8_STEPS = 10  # of an export's progress, for the calibration of a graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,8 @@ class Part(Generic[Record]):
     frames: FramePreprocessing | None  # how the frames of its graphs are prepared; None: by the keyframe rule
     compare: Callable[[WrittenGraphs], PartParity]  # with the library's network
     compare_chain: Callable[[WrittenGraphs, CalibrationClips], ChainPart] | None  # with the same chain in fp32
+    # The inputs of the graphs that are named, from clips; None for a part that is fp32 in every bundle.
+    feeds: Callable[[CalibrationClips, Collection[str]], dict[str, list[Feeds]]] | None
 
 
 @dataclass(frozen=True)
@@ -105,13 +114,41 @@ class ExportContext:
 
         Raises DataError (``parity_failed``) when a graph is further off than its precision allows.
         """
+        int8 = [spec.name for spec in part.specs if self.lowering.choice.of(spec.name) == "int8"]
         graphs: dict[str, Graph] = {}
         for spec in part.specs:
-            with phase(self.progress, f"write graph '{spec.name}'"):
-                graphs[spec.name] = write_lowered(spec, self.folder, self.lowering, part.frames)
+            if spec.name not in int8:
+                with phase(self.progress, f"write graph '{spec.name}'"):
+                    graphs[spec.name] = write_lowered(spec, self.folder, self.lowering)
+        graphs |= self._export_int8(part, graphs, int8)
+        graphs = {spec.name: graphs[spec.name] for spec in part.specs}
         with phase(self.progress, f"compare {part.title} with PyTorch"):
             compared = compare_part(part, WrittenGraphs(self.folder, graphs, self.threads), self.clips)
         return ExportedPart(part.record, part.sources, graphs, compared)
+
+    def _export_int8(self, part: Part[Any], others: Mapping[str, Graph], names: Sequence[str]) -> dict[str, Graph]:
+        """Write the graphs ``names`` in int8; ``others``: those of the part that are written."""
+        if not names or part.feeds is None:
+            return {}
+        clips = self.lowering.clips
+        with tempfile.TemporaryDirectory() as scratch:
+            self.progress.describe(f"read calibration clips for {', '.join(names)}")
+            feeds, held_out = part.feeds(clips.calibration, names), part.feeds(clips.held_out, names)
+            drafts = {}
+            for spec in part.specs:
+                if spec.name in names:
+                    with portions(self.progress, f"calibrate graph '{spec.name}'", INT8_STEPS) as tell:
+                        given = feeds[spec.name], held_out[spec.name]
+                        drafts[spec.name] = draft_lowered(spec, Path(scratch), self.lowering, *given, tell)
+
+            def chain(graphs: Mapping[str, Graph]) -> float:
+                if part.compare_chain is None:
+                    return 1.0
+                compared = part.compare_chain(WrittenGraphs(self.folder, graphs, self.threads), clips.held_out)
+                return float(np.nan_to_num(compared.cosines.min(), nan=-1.0))
+
+            with phase(self.progress, f"find what of {part.title} can be int8"):
+                return write_int8(drafts, others, self.folder, chain, clips.held_out.clips, self.threads)
 
 
 @contextlib.contextmanager
@@ -120,6 +157,24 @@ def phase(progress: Progress, text: str) -> Iterator[None]:
     progress.describe(text)
     yield
     progress.advance()
+
+
+@contextlib.contextmanager
+def portions(progress: Progress, text: str, steps: int) -> Iterator[Callable[[float], None]]:
+    """Several steps of long work, counted as shares of it are reported to the function that is given."""
+    progress.describe(text)
+    counted = 0
+
+    def tell(share: float) -> None:
+        nonlocal counted
+        done = min(int(share * steps), steps)
+        if done > counted:
+            progress.advance(done - counted)
+            counted = done
+
+    yield tell
+    if counted < steps:
+        progress.advance(steps - counted)
 
 
 def compare_part(part: Part[Any], written: WrittenGraphs, clips: CalibrationClips) -> ComparedPart:
@@ -153,6 +208,7 @@ def captioner_part(loaded: LoadedBlip, vlm: VisionLanguage) -> Part[VisionLangua
         frames=vlm.preprocessing,
         compare=lambda written: compare_blip(model, written, vlm),
         compare_chain=lambda written, clips: compare_captioner(specs, written, vlm, clips),
+        feeds=lambda clips, graphs: captioner_feeds(specs, vlm, clips, graphs),
     )
 
 
@@ -178,6 +234,7 @@ def retriever_part(loaded: LoadedClip, vlm: RetrievedCaption) -> Part[RetrievedC
         frames=vlm.preprocessing,
         compare=lambda written: compare_clip(model, tokens, written, vlm),
         compare_chain=lambda written, clips: compare_retriever(spec, written, vlm, clips),
+        feeds=lambda clips, _: frame_feeds(spec, vlm.preprocessing, clips),
     )
 
 
@@ -197,6 +254,7 @@ def keyframe_part(slow: LoadedVideo, rule: KeyframeRule, *, alone: bool) -> Part
         frames=None,
         compare=lambda written: compare_keyframes(net, written, rule.preprocessing),
         compare_chain=None,
+        feeds=None,
     )
 
 
@@ -212,6 +270,7 @@ def spatio_temporal_part(loaded: LoadedVideo, cnn: SpatioTemporal) -> Part[Spati
         frames=cnn.preprocessing,
         compare=lambda written: compare_cnn(network, net, written, cnn),
         compare_chain=lambda written, clips: compare_spatio_temporal(spec, written, cnn.preprocessing, clips),
+        feeds=lambda clips, _: frame_feeds(spec, cnn.preprocessing, clips),
     )
 
 

@@ -7,7 +7,7 @@ comparison of whole chains. The last two can use a folder of the user's own clip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,12 @@ def _soft(coarse: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]
 
 
 Rgb = npt.NDArray[np.uint8]
-CALIBRATION_SEED, CHAIN_SEED = 20_260_201, 20_260_202  # scales are not measured on the clips that they were chosen on
+# Scales are not measured on the clips that they were chosen on, nor is what stays in higher precision.
+CALIBRATION_SEED, CHAIN_SEED, HELD_OUT_SEED = 20_260_201, 20_260_202, 20_260_203
 SEEDED_CLIPS = 8
+FEW_SEEDED_CLIPS = 4  # held out; and calibrated on next to own clips, for the comparison with PyTorch draws its frames
 MAX_CLIPS = 32  # of a folder, spread evenly over its names
+HELD_OUT_EVERY = 4  # of own clips, one of so many is held out
 _DECODING = KeyframeRule(
     count=8,
     candidates=32,
@@ -87,6 +90,46 @@ class CalibrationClips:
     source: str  # "seeded" or "own clips"
     clips: int
     read: Callable[[FramePreprocessing, int], Iterator[Rgb]]
+
+
+@dataclass(frozen=True)
+class CalibrationSets:
+    """Clips that int8 is calibrated on, and those that it is then judged on."""
+
+    calibration: CalibrationClips
+    held_out: CalibrationClips
+
+
+def calibration_sets(own: CalibrationClips | None) -> CalibrationSets:
+    """Of ``own`` clips one of four is held out (of fewer than four none: all serve for both); None: seeded clips."""
+    few = seeded_clips(HELD_OUT_SEED, FEW_SEEDED_CLIPS)
+    if own is None:
+        return CalibrationSets(seeded_clips(CALIBRATION_SEED), few)
+    seeded = seeded_clips(CALIBRATION_SEED, FEW_SEEDED_CLIPS)
+    if own.clips < HELD_OUT_EVERY:
+        return CalibrationSets(_joined(own, seeded), _joined(own, few))
+    held_out = range(HELD_OUT_EVERY - 1, own.clips, HELD_OUT_EVERY)
+    return CalibrationSets(
+        _joined(_some(own, sorted(set(range(own.clips)) - set(held_out))), seeded),
+        _joined(_some(own, held_out), few),
+    )
+
+
+def _some(clips: CalibrationClips, indices: Collection[int]) -> CalibrationClips:
+    def read(rule: FramePreprocessing, frames: int) -> Iterator[Rgb]:
+        return (rgb for index, rgb in enumerate(clips.read(rule, frames)) if index in indices)
+
+    return CalibrationClips(clips.source, len(indices), read)
+
+
+def _joined(own: CalibrationClips, seeded: CalibrationClips) -> CalibrationClips:
+    """Both, under the name and count of ``own``."""
+
+    def read(rule: FramePreprocessing, frames: int) -> Iterator[Rgb]:
+        yield from own.read(rule, frames)
+        yield from seeded.read(rule, frames)
+
+    return CalibrationClips(own.source, own.clips, read)
 
 
 def seeded_clips(seed: int, clips: int = SEEDED_CLIPS) -> CalibrationClips:

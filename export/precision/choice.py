@@ -25,6 +25,7 @@ class PrecisionChoice:
 
     by_graph: Mapping[str, Precision]  # of the graphs that make embeddings
     notes: tuple[str, ...] = ()
+    rest: Precision = "fp32"  # of what is not int8 in an int8 graph
 
     def of(self, graph: str) -> Precision:
         return self.by_graph.get(graph, "fp32")

@@ -6,19 +6,21 @@ its neighbours, as they do with ``DynamicQuantizeLinear``):
 ``static``   activations get fixed scales from calibration clips, weights one scale per output channel.
 ``weights``  weights alone are int8; a runtime may quantise activations row by row (ONNX Runtime does).
 
-Norms, softmaxes, activation functions and matmuls of two activations stay in fp32.
+Norms, softmaxes, activation functions and matmuls of two activations stay as they are, and so do the products that
+``kept`` names (trial.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .ranges import Feeds, Range, observe
+from .products import Product, find_products, int8_by_channel, mean_errors
+from .ranges import HEADROOM, Range, Seen
 
 EMBEDDING = 1 << 20  # values from which a table of word vectors is stored as int8 too
 
@@ -35,91 +37,65 @@ ONNX_FORM = Int8Form(symmetric=False, between=True)
 TENSORRT_FORM = Int8Form(symmetric=True, between=False)
 
 
-def quantise_weights(model: Any) -> int:
-    """Change ``model`` (an ``onnx.ModelProto``): each weight of a matmul becomes int8, a scale per output channel.
+def quantise_weights(
+    model: Any, means: Mapping[str, npt.NDArray[np.float64]] | None = None, kept: Collection[str] = ()
+) -> int:
+    """Change ``model`` (an ``onnx.ModelProto`` without Gemm nodes): each weight of a matmul becomes int8, a scale per
+    output channel.
 
-    Returns how many matmuls were changed.
+    ``means``: of the channels of the values that the matmuls read; without them biases are not corrected. ``kept``:
+    results of matmuls that stay. Returns how many matmuls were changed.
     """
-    _gemms_to_matmuls(model)
-    graph, changed = _Rewriter(model), 0
+    products = [each for each in find_products(model, ("MatMul",)) if each.name not in kept]
+    graph = _Rewriter(model)
+    graph.correct_biases(products, means or {})
+    for product in products:
+        node = graph.makers[product.name]
+        node.input[1] = graph.dequantised_weight(node.input[1], axis=1)
     for node in list(model.graph.node):
-        if node.op_type == "MatMul" and graph.is_weight(node.input[1], 2):
-            changed += 1
-            node.input[1] = graph.dequantised_weight(node.input[1], axis=1)
-        elif node.op_type == "Gather" and graph.is_weight(node.input[0], 2):
+        if node.op_type == "Gather" and graph.is_weight(node.input[0], 2):
             graph.gather_rows(node)
     graph.finish()
-    return changed
+    return len(products)
 
 
-def quantise_static(model: Any, feeds: Iterable[Feeds], form: Int8Form, *, threads: int | None = None) -> int:
-    """Change ``model`` (an ``onnx.ModelProto``): matmuls with a weight read int8 activations and int8 weights.
+def watched_channels(model: Any, form: Int8Form) -> dict[str, int | None]:
+    """The values of ``model`` whose ranges ``quantise_static`` needs, each with the axis of its channels.
 
-    ``feeds``: inputs of the graph for calibration clips. Returns how many matmuls were changed.
-    Raises DataError as ``observe`` does.
+    None for a result of a convolution, whose channels' means nothing needs.
     """
-    _gemms_to_matmuls(model)
-    graph, pixels = _Rewriter(model), _pixels(model)
-    # The first convolution stays: three channels, little work, and all that follows depends on it.
-    matmuls = [
-        node
-        for node in model.graph.node
-        if (node.op_type == "MatMul" and graph.is_weight(node.input[1], 2))
-        or (node.op_type == "Conv" and graph.is_weight(node.input[1]) and node.input[0] not in pixels)
-    ]
-    results = {id(node): graph.result_of(node) for node in matmuls if node.op_type == "Conv" and form.between}
-    names = [node.input[0] for node in matmuls] + list(results.values())
-    ranges = observe(model, names, feeds, symmetric=form.symmetric, threads=threads)
-    for result in dict.fromkeys(results.values()):
-        graph.quantise_value(result, ranges[result], form)
-    for node in matmuls:
-        source = node.input[0]
-        node.input[0] = graph.quantise_value(source, ranges[source], form)
-        weight = node.input[1]
-        axis = 1 if node.op_type == "MatMul" else 0
-        node.input[1] = graph.dequantised_weight(weight, axis=axis)
-        if node.op_type == "Conv" and len(node.input) > 2 and form.between:
-            node.input[2] = graph.dequantised_bias(node.input[2], source, weight)
-    graph.finish()
-    return len(matmuls)
+    graph, products = _Rewriter(model), find_products(model)
+    results = [graph.result_of(each.name) for each in products if each.operator == "Conv" and form.between]
+    return {**dict.fromkeys(results), **{each.source: each.source_axis for each in products}}
 
 
-def _pixels(model: Any) -> set[str]:
-    """The graph's inputs, and what normalisation and changes of shape make of them."""
-    names = {value.name for value in model.graph.input}
-    for node in model.graph.node:
-        if node.op_type in ("Cast", "Transpose", "Reshape", "Div", "Sub") and node.input[0] in names:
-            names |= set(node.output)
-    return names
+def quantise_static(model: Any, seen: Mapping[str, Seen], form: Int8Form, kept: Collection[str] = ()) -> int:
+    """Change ``model`` (an ``onnx.ModelProto`` without Gemm nodes): matmuls and convolutions with a weight read int8
+    activations and int8 weights.
 
-
-def _gemms_to_matmuls(model: Any) -> None:
-    """Replace ``Gemm`` with a constant weight by ``MatMul`` and ``Add``: the form that every runtime fuses."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes: list[Any] = []
-    for node in model.graph.node:
-        settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        plain = settings.get("alpha", 1.0) == settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
-        if node.op_type != "Gemm" or not plain or node.input[1] not in constants:
-            nodes.append(node)
-            continue
-        weight = node.input[1]
-        if settings.get("transB", 0):
-            turned = np.ascontiguousarray(numpy_helper.to_array(constants[weight]).T)
-            weight = f"{weight}_turned"
-            if weight not in constants:
-                constants[weight] = numpy_helper.from_array(turned, weight)
-                model.graph.initializer.append(constants[weight])
-        biased = len(node.input) > 2
-        product = f"{node.output[0]}_product" if biased else node.output[0]
-        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], weight], [product], name=f"{node.name}_product"))
-        if biased:
-            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=node.name))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    ``seen``: the values of ``watched_channels`` on calibration clips. ``kept``: results of products that stay. Returns
+    how many products were changed.
+    """
+    products = [each for each in find_products(model) if each.name not in kept]
+    graph = _Rewriter(model)
+    graph.correct_biases(products, {name: value.mean for name, value in seen.items() if value.mean is not None})
+    ranges: dict[str, Range] = {}
+    for product in products:
+        conv = product.operator == "Conv" and form.between
+        for name in (graph.result_of(product.name), product.source) if conv else (product.source,):
+            ranges.setdefault(name, seen[name].range.widened(HEADROOM[product.operator]))
+    for product in products:
+        if product.operator == "Conv" and form.between:
+            result = graph.result_of(product.name)
+            graph.quantise_value(result, ranges[result], form)
+    for product in products:
+        node = graph.makers[product.name]
+        node.input[0] = graph.quantise_value(product.source, ranges[product.source], form)
+        node.input[1] = graph.dequantised_weight(product.weight, axis=product.weight_axis)
+        if product.operator == "Conv" and len(node.input) > 2 and form.between:
+            node.input[2] = graph.dequantised_bias(node.input[2], product.source, product.weight)
+    graph.finish(untouched=kept)
+    return len(products)
 
 
 class _Rewriter:
@@ -130,6 +106,7 @@ class _Rewriter:
 
         self._graph = model.graph
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self.makers = {output: node for node in model.graph.node for output in node.output}
         self._outputs = {value.name for value in model.graph.output}
         self._readers: dict[str, list[Any]] = {}
         for node in model.graph.node:
@@ -140,25 +117,45 @@ class _Rewriter:
         self._quantised: dict[str, str] = {}  # value -> its name after the pair
         self._scales: dict[str, npt.NDArray[np.float32]] = {}  # of values and weights
         self._weights: dict[tuple[str, int], str] = {}
+        floats = [each.dtype for each in self.constants.values() if each.ndim > 1 and each.dtype.name in _WIDE]
+        self._kind = next((kind for kind in floats if kind != np.float32), np.dtype(np.float32))  # that it computes in
 
     def is_weight(self, name: str, dimensions: int | None = None) -> bool:
         found = self.constants.get(name)
-        return found is not None and found.dtype == np.float32 and dimensions in (None, found.ndim)
+        return found is not None and found.dtype.name in _WIDE and dimensions in (None, found.ndim)
 
-    def result_of(self, node: Any) -> str:
-        """Name of the value at which the output of ``node`` is quantised: after its only reader, a Relu, or at once."""
-        result = str(node.output[0])
+    def result_of(self, result: str) -> str:
+        """The value at which ``result`` of a product is quantised: that of its only reader, a Relu, or itself."""
         readers = self._readers.get(result, [])
         if len(readers) == 1 and readers[0].op_type == "Relu" and result not in self._outputs:
             return str(readers[0].output[0])
         return result
+
+    def correct_biases(self, products: list[Product], means: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Take the products' mean errors out of their biases, where they have one that is a constant."""
+        for name, error in mean_errors(tuple(products), self.constants, means).items():
+            node, place = self.makers[name], 2
+            if node.op_type == "MatMul":
+                readers = self._readers.get(name, [])
+                if len(readers) != 1 or readers[0].op_type != "Add" or name in self._outputs:
+                    continue
+                node = readers[0]
+                place = 1 - list(node.input).index(name)
+            bias = self.constants.get(node.input[place]) if len(node.input) > place else None
+            if bias is None or bias.shape != error.shape:
+                continue
+            corrected = f"{name}_bias"
+            self._add(corrected, (bias.astype(np.float32) - error).astype(bias.dtype))
+            self.constants[corrected] = (bias.astype(np.float32) - error).astype(bias.dtype)
+            node.input[place] = corrected
 
     def quantise_value(self, name: str, seen: Range, form: Int8Form) -> str:
         """A pair behind the maker of ``name``, read by all its readers; the pair's end."""
         if name in self._quantised:
             return self._quantised[name]
         scale, zero = _steps(seen, form)
-        self._scales[name] = scale
+        scale = scale.astype(self._kind)
+        self._scales[name] = scale.astype(np.float32)
         end = f"{name}_int8_back"
         pair = self._pair(name, end, scale, zero)
         self._after.setdefault(name, []).extend(pair)
@@ -182,10 +179,11 @@ class _Rewriter:
 
         if (name, axis) in self._weights:
             return self._weights[name, axis]
-        quantised, scales = int8_by_channel(self.constants[name], axis)
+        kind = self.constants[name].dtype
+        quantised, scales = int8_by_channel(self.constants[name].astype(np.float32), axis, kind)
         self._scales[name] = scales
         parts = [f"{name}_int8", f"{name}_scale", f"{name}_zero"]
-        values: tuple[npt.NDArray[Any], ...] = (quantised, scales, np.zeros(scales.shape, np.int8))
+        values: tuple[npt.NDArray[Any], ...] = (quantised, scales.astype(kind), np.zeros(scales.shape, np.int8))
         for part, value in zip(parts, values, strict=True):
             self._add(part, value)
         self._first.append(helper.make_node("DequantizeLinear", parts, [f"{name}_back"], name=f"{name}_dq", axis=axis))
@@ -230,8 +228,11 @@ class _Rewriter:
 
         self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
 
-    def finish(self) -> None:
-        """Nodes in order, readers behind the pairs, and no constant that nothing reads."""
+    def finish(self, untouched: Collection[str] = ()) -> None:
+        """Nodes in order, readers behind the pairs, and no constant that nothing reads.
+
+        ``untouched``: results of nodes that read the values before the pairs.
+        """
         inputs = [node for value in self._graph.input for node in self._after.get(value.name, [])]
         nodes = [*self._first, *inputs]
         for node in self._graph.node:
@@ -239,6 +240,7 @@ class _Rewriter:
             for output in node.output:
                 nodes.extend(self._after.get(output, []))
         own = {id(node) for made in self._after.values() for node in made}
+        own |= {id(self.makers[name]) for name in untouched}
         for node in nodes:
             if id(node) not in own:
                 for index, name in enumerate(node.input):
@@ -253,18 +255,12 @@ class _Rewriter:
         self._graph.initializer.extend(copies_kept)
 
 
+_WIDE = ("float32", "float16", "bfloat16")
+
+
 def _steps(seen: Range, form: Int8Form) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
     """(step, the integer of zero) of a range, as arrays of no dimension."""
     if form.symmetric:
         return np.asarray(max(-seen.low, seen.high, 1e-12) / 127, np.float32), np.zeros((), np.int8)
     step = max(seen.high - seen.low, 1e-12) / 255
     return np.asarray(step, np.float32), np.asarray(round(-seen.low / step), np.uint8)
-
-
-def int8_by_channel(values: npt.NDArray[np.float32], axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """(int8 of the same shape, float32 scales [values.shape[axis]]): symmetric, -127 to 127."""
-    others = tuple(index for index in range(values.ndim) if index != axis)
-    scales = np.maximum(np.abs(values).max(axis=others) / 127, 1e-12).astype(np.float32)
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    return np.rint(values / scales.reshape(shape)).astype(np.int8), scales

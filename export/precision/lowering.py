@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from ...base.errors import InvariantError, MissingExtra
-from ...runtime.bundle.graph_records import WITH_INT8_WEIGHTS, Graph
-from ...runtime.bundle.manifest import FramePreprocessing
-from ..graphs.export import check_and_save, write_graph
+from ...runtime.bundle.graph_records import Graph
+from ..graphs.export import write_graph
 from ..graphs.spec import GraphSpec
-from .calibration import CALIBRATION_SEED, CalibrationClips, seeded_clips
+from ..parity.chain import ModuleSession
+from .calibration import CalibrationClips, CalibrationSets, calibration_sets
 from .choice import FP32, PrecisionChoice
-from .dtypes import MATMUL_DTYPE, MATMULS, check_precision, read_dtype_histogram
+from .draft import Calibrated, Int8Draft, draft_int8, spread
+from .dtypes import check_precision
 from .half import half_spec
-from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form, quantise_static, quantise_weights
+from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form
+from .ranges import Feeds
 
-FRAMES_OF_CLIP = 4  # frames of a calibration clip that an image encoder is calibrated on
 STATIC = ("vision", "clip", "cnn")  # int8 with scales from calibration clips; of the others weights alone are int8
+HELD_OUT_FEEDS = 12  # of a graph, on which its own outputs are compared with fp32's
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Lowering:
 
     choice: PrecisionChoice = FP32
     form: Int8Form = ONNX_FORM
-    clips: CalibrationClips = dataclasses.field(default_factory=lambda: seeded_clips(CALIBRATION_SEED))
+    clips: CalibrationSets = dataclasses.field(default_factory=lambda: calibration_sets(None))
     threads: int | None = None
 
 
@@ -41,7 +38,7 @@ def choose_lowering(
 ) -> Lowering:
     """Return the settings; ``backend`` decides the form of int8: TensorRT wants other pairs than ONNX Runtime."""
     form = TENSORRT_FORM if backend == "tensorrt" else ONNX_FORM
-    return Lowering(choice, form, own_clips or seeded_clips(CALIBRATION_SEED), threads)
+    return Lowering(choice, form, calibration_sets(own_clips), threads)
 
 
 def calibration_notes(choice: PrecisionChoice, own_clips: CalibrationClips | None) -> tuple[str, ...]:
@@ -55,52 +52,40 @@ def calibration_notes(choice: PrecisionChoice, own_clips: CalibrationClips | Non
     )
 
 
-def write_lowered(spec: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
-    """Export ``spec`` to ``folder/NAME.onnx`` in its chosen precision.
+def write_lowered(spec: GraphSpec, folder: Path, lowering: Lowering) -> Graph:
+    """Export ``spec`` to ``folder/NAME.onnx`` in its chosen precision, which is not int8 (``draft_lowered``).
 
-    ``frames``: how frames are prepared for the graph; None for a graph that sees none. Raises as
-    ``write_graph``, and InvariantError when the file multiplies in something else than was chosen.
+    Raises as ``write_graph``, and InvariantError when the file multiplies in something else than was chosen.
     """
     precision = lowering.choice.of(spec.name)
-    spec = half_spec(spec, precision, text=lowering.choice.of("text"))
-    if precision == "int8":
-        return _write_int8(spec, folder, lowering, frames)
-    graph = write_graph(spec, folder)
+    graph = write_graph(half_spec(spec, precision, text=lowering.choice.of("text")), folder)
     check_precision(spec.name, precision, graph.dtype_histogram)
     return graph
 
 
-def _write_int8(spec: GraphSpec, folder: Path, lowering: Lowering, frames: FramePreprocessing | None) -> Graph:
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtra("onnx", extra="export") from error
-    with tempfile.TemporaryDirectory() as scratch:
-        graph = write_graph(spec, Path(scratch))
-        model = onnx.load(str(Path(scratch, graph.file)))
-    if spec.name not in STATIC:  # text: bound by reading its weights, and its rows differ most
-        expected, kind = quantise_weights(model), MATMUL_DTYPE["fp32"] + WITH_INT8_WEIGHTS
-    else:
-        if frames is None:
-            raise InvariantError(f"graph '{spec.name}' is calibrated on frames, and no preprocessing is given")
-        feeds = _feeds(spec, lowering.clips, frames)
-        expected, kind = quantise_static(model, feeds, lowering.form, threads=lowering.threads), "int8"
-    path = folder / graph.file
-    check_and_save(model, path)
-    histogram = read_dtype_histogram(path)
-    found = sum(count for operator, count in histogram.get(kind, {}).items() if operator in MATMULS)
-    if found != expected or not found:
-        raise InvariantError(
-            f"graph '{spec.name}': {found} of {expected} matmuls and convolutions are {kind} in its file"
-        )
-    return msgspec.structs.replace(graph, precision="int8", dtype_histogram=histogram)
+def draft_lowered(
+    spec: GraphSpec,
+    scratch: Path,
+    lowering: Lowering,
+    feeds: Sequence[Feeds],
+    held_out: Sequence[Feeds],
+    tell: Callable[[float], None],
+) -> Int8Draft:
+    """Export ``spec`` to ``scratch/NAME.onnx`` and calibrate its int8 on ``feeds``.
 
-
-def _feeds(spec: GraphSpec, clips: CalibrationClips, rule: FramePreprocessing) -> Iterator[dict[str, Any]]:
-    (tensor,) = spec.inputs
-    if tensor.name == "pixels":
-        for rgb in clips.read(rule, FRAMES_OF_CLIP):
-            yield {"pixels": rgb}
-        return
-    for rgb in clips.read(rule, int(tensor.shape[1])):
-        yield {"frames": rgb[None]}
+    ``held_out``: feeds that it is compared with fp32 on. ``tell``: called with the share of the work that is done.
+    Raises as ``write_graph`` and ``observe``.
+    """
+    wide = half_spec(spec, lowering.choice.rest, text=lowering.choice.of("text"))
+    graph = write_graph(wide, scratch)
+    reference, chosen = ModuleSession(spec), spread(held_out, HELD_OUT_FEEDS)
+    calibrated = Calibrated(feeds, chosen, [reference.run(each) for each in chosen])
+    return draft_int8(
+        graph,
+        scratch / graph.file,
+        calibrated,
+        lowering.form,
+        static=spec.name in STATIC,
+        threads=lowering.threads,
+        tell=tell,
+    )

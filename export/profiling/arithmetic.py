@@ -19,7 +19,18 @@ def graph_gflop(path: Path, sizes: Mapping[str, int]) -> float | None:
     """10^9 operations of one run with these sizes of its axes; None where the shapes cannot be inferred."""
     import onnx
 
-    model = onnx.load(str(path))
+    counted = node_operations(onnx.load(str(path)), sizes)
+    known = [operations for operations in counted.values() if operations is not None]
+    return sum(known) / 1e9 if counted and len(known) == len(counted) else None
+
+
+def node_operations(model: Any, sizes: Mapping[str, int]) -> dict[str, float | None]:
+    """Operations of each matmul and convolution of ``model`` (an ``onnx.ModelProto``), by the name of its result.
+
+    None for a node whose shapes cannot be inferred. The large constants of ``model`` become inputs.
+    """
+    import onnx
+
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -28,16 +39,17 @@ def graph_gflop(path: Path, sizes: Mapping[str, int]) -> float | None:
         value.type.tensor_type.ClearField("shape")  # they are inferred again, with numbers
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     drop_large_constants(model)
+    names = [node.output[0] for node in model.graph.node if node.op_type in (*_MATMULS, *_CONVOLUTIONS)]
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        return None
+        return dict.fromkeys(names)
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         dims = value.type.tensor_type.shape.dim
         if all(dim.HasField("dim_value") for dim in dims):
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
-    counted = [_node_flop(node, shapes) for node in inferred.graph.node]
-    return None if None in counted else sum(filter(None, counted)) / 1e9
+    makers = {node.output[0]: node for node in inferred.graph.node if node.output}
+    return {name: _node_flop(makers[name], shapes) for name in names}
 
 
 def _node_flop(node: Any, shapes: Mapping[str, tuple[int, ...]]) -> float | None:

@@ -1,0 +1,186 @@
+"""A graph that will be int8: its file in fp32 or half precision, what calibration found, and the writing of it.
+
+The same draft is written several times, with more or less of it in int8, until trial.py is content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import InvariantError
+from ...runtime.backends.bf16_emulation import emulate_bf16
+from ...runtime.backends.session import Session
+from ...runtime.bundle.graph_records import WITH_INT8_WEIGHTS, Graph, Int8Arithmetic
+from ..graphs.export import check_and_save
+from ..profiling.arithmetic import node_operations
+from .dtypes import MATMUL_DTYPE, MATMULS, read_dtype_histogram
+from .int8 import Int8Form, quantise_static, quantise_weights, watched_channels
+from .products import Product, find_products, gemms_to_matmuls
+from .ranges import Feeds, Seen, observe
+from .selection import STEPS, kept_products
+from .sensitivity import product_costs, smallest_cosine
+
+MEASURED_FEEDS = 2  # on which the cost of each product is measured
+OPSET_HALF_PAIRS = 19  # the first in which QuantizeLinear and DequantizeLinear take float16
+_EMULATED = "_exact"  # suffix of a value before emulate_bf16 rounds it
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """What a draft is made from: the feeds, and the outputs of fp32 that the written graph is compared with."""
+
+    feeds: Sequence[Feeds]
+    held_out: Sequence[Feeds]  # of clips that are not among those of ``feeds``
+    expected: Sequence[Mapping[str, npt.NDArray[Any]]]  # fp32's outputs for ``held_out``
+
+
+@dataclass(eq=False)
+class Int8Draft:
+    """A graph and all that decides its int8. ``seen`` is None where its weights alone become int8."""
+
+    graph: Graph  # of ``path``
+    path: Path  # the graph in fp32 or half precision, without Gemm nodes
+    form: Int8Form
+    calibrated: Calibrated
+    seen: Mapping[str, Seen]
+    static: bool
+    threads: int | None
+    tell: Callable[[float], None]  # called with the share of the work that is done
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def write(self, step: int, folder: Path) -> Graph:
+        """Write the graph with as much in higher precision as STEPS allows at ``step``; cosines are not in it yet.
+
+        Raises InvariantError when the file computes in something else.
+        """
+        import onnx
+
+        model = onnx.load(str(self.path))
+        products = find_products(model, ("MatMul", "Conv") if self.static else ("MatMul",))
+        work = self._work()
+        weighted = {name: count for name, count in work.items() if name in self._weighted(model)}
+        if STEPS[step] and not self.costs:
+            self.costs = self._measure(products)
+        order = [product.name for product in products]
+        kept = kept_products(STEPS[step], order, weighted, self.costs) if STEPS[step] else ()
+        if self.static:
+            changed, kind = quantise_static(model, self.seen, self.form, kept), "int8"
+        else:
+            means = {name: value.mean for name, value in self.seen.items() if value.mean is not None}
+            changed, kind = quantise_weights(model, means, kept), MATMUL_DTYPE["fp32"] + WITH_INT8_WEIGHTS
+        path = folder / self.graph.file
+        check_and_save(model, path)
+        histogram = read_dtype_histogram(path)
+        found = sum(count for operator, count in histogram.get(kind, {}).items() if operator in MATMULS)
+        if found != changed or not found:
+            raise InvariantError(f"graph '{path.stem}': {found} of {changed} matmuls and convolutions are {kind}")
+        int8 = sum(weighted[name] for name in order if name not in kept)
+        record = Int8Arithmetic(
+            kept=kept,
+            share=round(int8 / max(sum(weighted.values()), 1), 4),
+            share_of_all=round(int8 / max(sum(work.values()), 1), 4),
+            held_out_cosine=-1.0,
+            held_out_clips=0,
+        )
+        opset = model.opset_import[0].version
+        return msgspec.structs.replace(
+            self.graph, opset=opset, precision="int8", dtype_histogram=histogram, int8=record
+        )
+
+    def smallest_cosine(self, session: Session) -> float:
+        """The smallest cosine to fp32 of a row of any output, on the clips that were held out."""
+        smallest = 1.0
+        for feeds, expected in zip(self.calibrated.held_out, self.calibrated.expected, strict=True):
+            wanted = [name for name, values in expected.items() if values.dtype.kind == "f"]
+            got = session.run({name: feeds[name] for name in session.inputs}, wanted)
+            smallest = min(smallest, *(smallest_cosine(got[name], expected[name]) for name in wanted))
+        return smallest
+
+    def _work(self) -> dict[str, int]:
+        """Multiply-adds of every matmul and convolution, at the usual sizes and a batch of one."""
+        import onnx
+
+        sizes = {word: axis.usual for word, axis in self.graph.axes.items()} | {"batch": 1}
+        counted = node_operations(onnx.load(str(self.path)), sizes)
+        return {name: int((operations or 0.0) / 2) for name, operations in counted.items()}
+
+    def _weighted(self, model: Any) -> set[str]:
+        constants = {tensor.name for tensor in model.graph.initializer}
+        return {
+            node.output[0] for node in model.graph.node if f"{node.op_type}" in MATMULS and node.input[1] in constants
+        }
+
+    def _measure(self, products: Sequence[Product]) -> dict[str, float]:
+        """The cost of each product alone (sensitivity.py)."""
+        model = runnable(self.path, self.graph)
+        mine = find_products(model, ("MatMul", "Conv") if self.static else ("MatMul",))
+        count = [0]
+
+        def measured() -> None:
+            count[0] += 1
+            self.tell(count[0] / len(mine))
+
+        feeds = spread(self.calibrated.feeds, MEASURED_FEEDS)
+        costs = product_costs(
+            model, mine, self.seen, feeds, values_too=self.static, threads=self.threads, measured=measured
+        )
+        bare = {name.removesuffix(_EMULATED): cost for name, cost in costs.items()}
+        return {product.name: bare[product.name] for product in products}
+
+
+def draft_int8(
+    graph: Graph,
+    path: Path,
+    calibrated: Calibrated,
+    form: Int8Form,
+    *,
+    static: bool,
+    threads: int | None,
+    tell: Callable[[float], None],
+) -> Int8Draft:
+    """Make the draft of the graph in ``path``, whose values are observed on the calibration feeds.
+
+    Raises DataError as ``observe`` does.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    gemms_to_matmuls(model)
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        model.opset_import[0].version = max(model.opset_import[0].version, OPSET_HALF_PAIRS)
+    check_and_save(model, path)
+    if static:
+        channels = watched_channels(model, form)
+    else:
+        channels = {each.source: each.source_axis for each in find_products(model, ("MatMul",))}
+    count = [0]
+
+    def seen() -> None:
+        count[0] += 1
+        tell(count[0] / len(calibrated.feeds))
+
+    found = observe(
+        runnable(path, graph), channels, calibrated.feeds, symmetric=form.symmetric, threads=threads, seen=seen
+    )
+    return Int8Draft(graph, path, form, calibrated, found, static, threads, tell)
+
+
+def runnable(path: Path, graph: Graph) -> Any:
+    """The graph as an ``onnx.ModelProto`` that ONNX Runtime's CPU provider computes: bf16 is emulated."""
+    import onnx
+
+    half = "bfloat16" in graph.dtype_histogram or any(tensor.dtype == "bfloat16" for tensor in graph.outputs)
+    return onnx.load_from_string(emulate_bf16(path)) if half else onnx.load(str(path))
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most ``count`` of ``items``, evenly spread."""
+    chosen = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)) if items else ()
+    return [items[index] for index in chosen]
