@@ -5,6 +5,8 @@ The same draft is written several times, with more or less of it in int8, until 
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,9 @@ from .selection import STEPS, kept_products
 from .sensitivity import product_costs, smallest_cosine
 
 MEASURED_FEEDS = 2  # on which the cost of each product is measured
+# Calibration is bounded by the number of its clips, which is the same on every machine. On one so slow that this takes
+# longer, it ends here: of a graph's feeds at least so many are observed.
+CALIBRATION_S, LEAST_FEEDS = 600.0, 8
 OPSET_HALF_PAIRS = 19  # the first in which QuantizeLinear and DequantizeLinear take float16
 _EMULATED = "_exact"  # suffix of a value before emulate_bf16 rounds it
 
@@ -41,19 +46,31 @@ class Calibrated:
     expected: Sequence[Mapping[str, npt.NDArray[Any]]]  # fp32's outputs for ``held_out``
 
 
+@dataclass(frozen=True)
+class ProductKind:
+    """The products of a graph that can be int8."""
+
+    static: bool  # with scales of their own for activations; otherwise the weights of matmuls alone
+    first: bool = False  # with the convolution of the pixels
+
+    def find(self, model: Any) -> tuple[Product, ...]:
+        return find_products(model, ("MatMul", "Conv") if self.static else ("MatMul",), first=self.first)
+
+
 @dataclass(eq=False)
 class Int8Draft:
-    """A graph and all that decides its int8. ``seen`` is None where its weights alone become int8."""
+    """A graph and all that decides its int8."""
 
     graph: Graph  # of ``path``
     path: Path  # the graph in fp32 or half precision, without Gemm nodes
     form: Int8Form
     calibrated: Calibrated
     seen: Mapping[str, Seen]
-    static: bool
+    kind: ProductKind
     threads: int | None
     tell: Callable[[float], None]  # called with the share of the work that is done
     costs: Mapping[str, float] = field(default_factory=dict)
+    unseen: int = 0  # calibration feeds that there was no time for
 
     def write(self, step: int, folder: Path) -> Graph:
         """Write the graph with as much in higher precision as STEPS allows at ``step``; cosines are not in it yet.
@@ -63,15 +80,15 @@ class Int8Draft:
         import onnx
 
         model = onnx.load(str(self.path))
-        products = find_products(model, ("MatMul", "Conv") if self.static else ("MatMul",))
-        work = self._work()
-        weighted = {name: count for name, count in work.items() if name in self._weighted(model)}
+        products = self.kind.find(model)
+        work, names = _work(self.path, self.graph), _weighted(model)
+        weighted = {name: count for name, count in work.items() if name in names}
         if STEPS[step] and not self.costs:
             self.costs = self._measure(products)
         order = [product.name for product in products]
         kept = kept_products(STEPS[step], order, weighted, self.costs) if STEPS[step] else ()
-        if self.static:
-            changed, kind = quantise_static(model, self.seen, self.form, kept), "int8"
+        if self.kind.static:
+            changed, kind = quantise_static(model, self.seen, self.form, kept, first=self.kind.first), "int8"
         else:
             means = {name: value.mean for name, value in self.seen.items() if value.mean is not None}
             changed, kind = quantise_weights(model, means, kept), MATMUL_DTYPE["fp32"] + WITH_INT8_WEIGHTS
@@ -103,24 +120,10 @@ class Int8Draft:
             smallest = min(smallest, *(smallest_cosine(got[name], expected[name]) for name in wanted))
         return smallest
 
-    def _work(self) -> dict[str, int]:
-        """Multiply-adds of every matmul and convolution, at the usual sizes and a batch of one."""
-        import onnx
-
-        sizes = {word: axis.usual for word, axis in self.graph.axes.items()} | {"batch": 1}
-        counted = node_operations(onnx.load(str(self.path)), sizes)
-        return {name: int((operations or 0.0) / 2) for name, operations in counted.items()}
-
-    def _weighted(self, model: Any) -> set[str]:
-        constants = {tensor.name for tensor in model.graph.initializer}
-        return {
-            node.output[0] for node in model.graph.node if f"{node.op_type}" in MATMULS and node.input[1] in constants
-        }
-
     def _measure(self, products: Sequence[Product]) -> dict[str, float]:
         """The cost of each product alone (sensitivity.py)."""
         model = runnable(self.path, self.graph)
-        mine = find_products(model, ("MatMul", "Conv") if self.static else ("MatMul",))
+        mine = self.kind.find(model)
         count = [0]
 
         def measured() -> None:
@@ -129,7 +132,7 @@ class Int8Draft:
 
         feeds = spread(self.calibrated.feeds, MEASURED_FEEDS)
         costs = product_costs(
-            model, mine, self.seen, feeds, values_too=self.static, threads=self.threads, measured=measured
+            model, mine, self.seen, feeds, values_too=self.kind.static, threads=self.threads, measured=measured
         )
         bare = {name.removesuffix(_EMULATED): cost for name, cost in costs.items()}
         return {product.name: bare[product.name] for product in products}
@@ -144,8 +147,11 @@ def draft_int8(
     static: bool,
     threads: int | None,
     tell: Callable[[float], None],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Int8Draft:
     """Make the draft of the graph in ``path``, whose values are observed on the calibration feeds.
+
+    ``clock``: seconds; after CALIBRATION_S no further feeds are observed.
 
     Raises DataError as ``observe`` does.
     """
@@ -156,20 +162,44 @@ def draft_int8(
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         model.opset_import[0].version = max(model.opset_import[0].version, OPSET_HALF_PAIRS)
     check_and_save(model, path)
+    kind = ProductKind(static, static and _is_much(path, graph, model))
     if static:
-        channels = watched_channels(model, form)
+        channels = watched_channels(model, form, first=kind.first)
     else:
-        channels = {each.source: each.source_axis for each in find_products(model, ("MatMul",))}
+        channels = {each.source: each.source_axis for each in kind.find(model)}
     count = [0]
 
     def seen() -> None:
         count[0] += 1
         tell(count[0] / len(calibrated.feeds))
 
-    found = observe(
-        runnable(path, graph), channels, calibrated.feeds, symmetric=form.symmetric, threads=threads, seen=seen
-    )
-    return Int8Draft(graph, path, form, calibrated, found, static, threads, tell)
+    ends = clock() + CALIBRATION_S
+    feeds = itertools.takewhile(lambda _: count[0] < LEAST_FEEDS or clock() < ends, calibrated.feeds)
+    found = observe(runnable(path, graph), channels, feeds, symmetric=form.symmetric, threads=threads, seen=seen)
+    unseen = len(calibrated.feeds) - count[0]
+    return Int8Draft(graph, path, form, calibrated, found, kind, threads, tell, unseen=unseen)
+
+
+def _work(path: Path, graph: Graph) -> dict[str, int]:
+    """Multiply-adds of every matmul and convolution, at the usual sizes and a batch of one."""
+    import onnx
+
+    sizes = {word: axis.usual for word, axis in graph.axes.items()} | {"batch": 1}
+    counted = node_operations(onnx.load(str(path)), sizes)
+    return {name: int((operations or 0.0) / 2) for name, operations in counted.items()}
+
+
+def _weighted(model: Any) -> set[str]:
+    """Results of the matmuls and convolutions of ``model`` with a constant weight."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {node.output[0] for node in model.graph.node if node.op_type in MATMULS and node.input[1] in constants}
+
+
+def _is_much(path: Path, graph: Graph, model: Any) -> bool:
+    """True where the convolution of the pixels is more of the arithmetic than may stay in higher precision at all."""
+    work, weighted = _work(path, graph), _weighted(model)
+    usual, whole = ({each.name for each in find_products(model, first=first)} for first in (False, True))
+    return sum(work[name] for name in whole - usual) > STEPS[-1] * sum(work[name] for name in weighted)
 
 
 def runnable(path: Path, graph: Graph) -> Any:

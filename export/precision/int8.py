@@ -59,24 +59,28 @@ def quantise_weights(
     return len(products)
 
 
-def watched_channels(model: Any, form: Int8Form) -> dict[str, int | None]:
+def watched_channels(model: Any, form: Int8Form, *, first: bool = False) -> dict[str, int | None]:
     """The values of ``model`` whose ranges ``quantise_static`` needs, each with the axis of its channels.
+
+    ``first``: the pixels too.
 
     None for a result of a convolution, whose channels' means nothing needs.
     """
-    graph, products = _Rewriter(model), find_products(model)
+    graph, products = _Rewriter(model), find_products(model, first=first)
     results = [graph.result_of(each.name) for each in products if each.operator == "Conv" and form.between]
     return {**dict.fromkeys(results), **{each.source: each.source_axis for each in products}}
 
 
-def quantise_static(model: Any, seen: Mapping[str, Seen], form: Int8Form, kept: Collection[str] = ()) -> int:
+def quantise_static(
+    model: Any, seen: Mapping[str, Seen], form: Int8Form, kept: Collection[str] = (), *, first: bool = False
+) -> int:
     """Change ``model`` (an ``onnx.ModelProto`` without Gemm nodes): matmuls and convolutions with a weight read int8
     activations and int8 weights.
 
-    ``seen``: the values of ``watched_channels`` on calibration clips. ``kept``: results of products that stay. Returns
-    how many products were changed.
+    ``seen``: the values of ``watched_channels`` on calibration clips. ``kept``: results of products that stay.
+    ``first``: the convolution of the pixels does not. Returns how many products were changed.
     """
-    products = [each for each in find_products(model) if each.name not in kept]
+    products = [each for each in find_products(model, first=first) if each.name not in kept]
     graph = _Rewriter(model)
     graph.correct_biases(products, {name: value.mean for name, value in seen.items() if value.mean is not None})
     ranges: dict[str, Range] = {}

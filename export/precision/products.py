@@ -33,10 +33,13 @@ class Product:
         return 0 if self.operator == "Conv" else 1
 
 
-def find_products(model: Any, operators: tuple[str, ...] = ("MatMul", "Conv")) -> tuple[Product, ...]:
+def find_products(
+    model: Any, operators: tuple[str, ...] = ("MatMul", "Conv"), *, first: bool = False
+) -> tuple[Product, ...]:
     """The products of ``model`` (an ``onnx.ModelProto`` without Gemm nodes), in its order.
 
-    The first convolution is none of them: three channels, little work, and all that follows depends on it.
+    ``first``: with the convolution of the pixels. In large networks it is little work, and all that follows depends on
+    it: there it stays.
     """
     import onnx
 
@@ -51,7 +54,7 @@ def find_products(model: Any, operators: tuple[str, ...] = ("MatMul", "Conv")) -
         for node in model.graph.node
         if node.op_type in operators
         and (weights.get(node.input[1]) == 2 if node.op_type == "MatMul" else node.input[1] in weights)
-        and not (node.op_type == "Conv" and node.input[0] in pixels)
+        and (first or node.op_type != "Conv" or node.input[0] not in pixels)
     )
 
 

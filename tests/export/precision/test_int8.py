@@ -7,7 +7,8 @@ import onnx
 import pytest
 from flamest.base.errors import DataError
 from flamest.export.precision.dtypes import read_dtype_histogram
-from flamest.export.precision.int8 import ONNX_FORM, TENSORRT_FORM, int8_by_channel, quantise_static, quantise_weights
+from flamest.export.precision.int8 import ONNX_FORM, TENSORRT_FORM, quantise_static, quantise_weights, watched_channels
+from flamest.export.precision.products import gemms_to_matmuls, int8_by_channel
 from flamest.export.precision.ranges import observe
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from onnx import TensorProto, helper, numpy_helper
@@ -84,15 +85,26 @@ def cosine(a, b):
 X = RANDOM.normal(size=(16, WIDTH)).astype(np.float32)
 
 
+def quantised(made, feeds, form, *, kept=(), first=False):
+    gemms_to_matmuls(made)
+    seen = observe(made, watched_channels(made, form, first=first), feeds, symmetric=form.symmetric)
+    return quantise_static(made, seen, form, kept, first=first)
+
+
+def range_of(values, *, symmetric):
+    return observe(layers(), {"x": None}, [{"x": values}], symmetric=symmetric)["x"].range
+
+
 def weights_only():
     made = layers()
+    gemms_to_matmuls(made)
     assert quantise_weights(made) == 2
     return made
 
 
 def static(form=ONNX_FORM):
     made = layers()
-    assert quantise_static(made, [{"x": X[:8]}], form) == 2
+    assert quantised(made, [{"x": X[:8]}], form) == 2
     return made
 
 
@@ -127,15 +139,49 @@ def test_all_convolutions_but_the_first_become_int8(tmp_path):
     pixels = RANDOM.normal(size=(4, 3, 12, 12)).astype(np.float32)
     for form in (ONNX_FORM, TENSORRT_FORM):
         made = convolutions()
-        assert quantise_static(made, [{"pixels": pixels}], form) == 1
+        assert quantised(made, [{"pixels": pixels}], form) == 1
         onnx.save(made, tmp_path / "g.onnx")
         assert read_dtype_histogram(tmp_path / "g.onnx") == {"float32": {"Conv": 1}, "int8": {"Conv": 1}}
         assert cosine(run(made, pixels=pixels), run(convolutions(), pixels=pixels)) > 0.999
 
 
+def test_the_first_convolution_becomes_int8_where_that_is_asked_for(tmp_path):
+    pixels = RANDOM.normal(size=(4, 3, 12, 12)).astype(np.float32)
+    made = convolutions()
+    assert quantised(made, [{"pixels": pixels}], ONNX_FORM, first=True) == 2
+    assert cosine(run(made, pixels=pixels), run(convolutions(), pixels=pixels)) > 0.999
+
+
+@pytest.mark.parametrize("form", [ONNX_FORM, TENSORRT_FORM])
+def test_a_kept_product_reads_the_values_before_the_pairs(form):
+    made = layers()
+    assert quantised(made, [{"x": X[:8]}], form, kept=("h",)) == 1
+    (kept,) = [node for node in made.graph.node if node.output[0] == "h"]
+    assert list(kept.input) == ["x", "a"]
+    assert cosine(run(made, x=X), run(layers(), x=X)) > 0.999
+
+
+def test_mean_errors_of_weights_go_into_the_biases():
+    """Inputs with a mean: rounded weights shift every row in the same way."""
+    shifted = 3 + X
+
+    def distance(means):
+        made = model(
+            [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("Add", ["h", "bias"], ["g"])],
+            {"a": A, "bias": BIAS},
+            [rows("x")],
+            [rows("g")],
+        )
+        exact = run(made, x=shifted)
+        quantise_weights(made, means)
+        return np.abs((run(made, x=shifted) - exact).mean(0)).max()
+
+    assert distance({"x": shifted.mean(0)}) < 0.4 * distance({})
+
+
 def test_tensorrts_form_is_symmetric_without_int32_biases():
     made = convolutions()
-    quantise_static(made, [{"pixels": RANDOM.normal(size=(4, 3, 12, 12)).astype(np.float32)}], TENSORRT_FORM)
+    quantised(made, [{"pixels": RANDOM.normal(size=(4, 3, 12, 12)).astype(np.float32)}], TENSORRT_FORM)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     assert {value.dtype.name for value in constants.values()} == {"float32", "int8"}
     zeros = [constants[node.input[2]] for node in made.graph.node if node.op_type == "QuantizeLinear"]
@@ -147,13 +193,13 @@ def test_a_range_covers_the_bulk_and_clips_costly_outliers():
     values = RANDOM.normal(size=(1600, WIDTH)).astype(np.float32)
     values[0, 0] = 12.0
     one_sided = np.maximum(values, -0.17)  # as a GELU's
-    found = observe(layers(), ["x"], [{"x": one_sided}], symmetric=False)["x"]
+    found = range_of(one_sided, symmetric=False)
     assert -0.18 < found.low < 0
     assert 3 < found.high < 12
-    two_sided = observe(layers(), ["x"], [{"x": values}], symmetric=False)["x"]
+    two_sided = range_of(values, symmetric=False)
     assert two_sided.low == -two_sided.high
     assert 3 < two_sided.high < 11
-    around_zero = observe(layers(), ["x"], [{"x": one_sided}], symmetric=True)["x"]
+    around_zero = range_of(one_sided, symmetric=True)
     assert around_zero.low == -around_zero.high
 
 
@@ -161,12 +207,12 @@ def test_a_large_activation_is_counted_in_all_its_channels():
     """Every second value would be every second channel: their outliers would be cut off unseen."""
     values = RANDOM.normal(size=(600_000 // WIDTH, WIDTH)).astype(np.float32)
     values[:, 1::2] *= 20
-    found = observe(layers(), ["x"], [{"x": values}], symmetric=True)["x"]
+    found = range_of(values, symmetric=True)
     assert found.high > 40
 
 
 def test_no_clips_and_values_that_are_not_finite_are_refused():
     with pytest.raises(DataError, match="needs calibration clips"):
-        observe(layers(), ["h"], [], symmetric=False)
+        observe(layers(), {"h": None}, [], symmetric=False)
     with pytest.raises(DataError, match="not finite"):
-        observe(layers(), ["h"], [{"x": np.full((1, WIDTH), np.inf, np.float32)}], symmetric=False)
+        observe(layers(), {"h": None}, [{"x": np.full((1, WIDTH), np.inf, np.float32)}], symmetric=False)

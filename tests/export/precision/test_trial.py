@@ -1,0 +1,103 @@
+"""int8 that finds its way under the limit: a network with one bad layer, and the rules of the choice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flamest.export.precision import draft as drafts
+from flamest.export.precision.selection import STEPS, kept_products
+from flamest.export.precision.trial import TARGET, write_int8
+from flamest.runtime.bundle.limits import COSINES
+
+from .conftest import BAD, LAYERS, outlier_model, rows
+
+
+def no_chain(graphs):
+    return 1.0
+
+
+def settle(draft, folder, chain=no_chain):
+    folder.mkdir(exist_ok=True)
+    return write_int8({"g": draft}, {}, folder, chain, 4, threads=1)["g"]
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_bad_layer_stays_wide_and_the_rest_is_int8(outlier, tmp_path, static):
+    draft = outlier(static=static)
+    plain = draft.write(0, tmp_path)
+    assert plain.int8.kept == ()
+    graph = settle(draft, tmp_path / "out")
+    if static:
+        from flamest.runtime.backends.onnxruntime_cpu import open_session
+
+        assert draft.smallest_cosine(open_session(tmp_path / plain.file, threads=1)) < COSINES["int8"]
+        assert graph.int8.kept == (f"product{BAD}",)
+        assert graph.int8.share == pytest.approx((LAYERS - 1) / LAYERS, abs=1e-3)
+    assert graph.int8.share >= 0.9
+    assert graph.int8.held_out_cosine >= TARGET
+    assert graph.int8.held_out_clips == 4
+    assert graph.precision == "int8"
+
+
+def test_two_trials_write_the_same_bytes(outlier, tmp_path):
+    files = []
+    for name in ("one", "two"):
+        graph = settle(outlier(), tmp_path / name)
+        files.append((tmp_path / name / graph.file).read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_chain_that_misses_the_target_keeps_more(outlier, tmp_path):
+    seen = []
+
+    def chain(graphs):
+        seen.append(graphs["g"].int8.share)
+        return 0.9985 if len(seen) < len(STEPS) else 0.9995
+
+    graph = settle(outlier(), tmp_path / "out", chain)
+    assert len(seen) == len(STEPS)
+    assert seen[0] == 1.0
+    assert 0.9 <= seen[-1] < 1.0
+    assert graph.int8.held_out_cosine >= TARGET
+
+
+def test_where_no_step_reaches_the_target_the_best_is_written(draft_of, tmp_path):
+    figures = iter([0.99, 0.9985, 0.98, 0.97])
+    graph = settle(draft_of(outlier_model(loud=1.0)), tmp_path / "out", lambda graphs: next(figures))
+    assert graph.int8.held_out_cosine == 0.9985
+
+
+def test_cosines_that_differ_by_a_hair_keep_the_same_products():
+    random = np.random.default_rng(0)
+    order = [f"p{index}" for index in range(40)]
+    work = dict.fromkeys(order, 100)
+    costs = {name: float(10.0 ** -random.integers(3, 8)) for name in order}
+    other = {name: cost * (1 + 1e-3 * random.uniform(-1, 1)) for name, cost in costs.items()}
+    for share in STEPS:
+        kept = kept_products(share, order, work, costs)
+        assert kept == kept_products(share, order, work, other)
+        assert sum(work[name] for name in kept) <= share * sum(work.values())
+
+
+def test_products_that_are_never_int8_count_to_the_share():
+    order = ["a", "b", "c"]
+    work = {"first": 50, "a": 50, "b": 50, "c": 850}
+    costs = {"a": 0.1, "b": 0.2, "c": 0.3}
+    assert kept_products(0.06, order, work, costs) == ()
+    assert kept_products(0.10, order, work, costs) == ("b",)
+
+
+def test_progress_moves_while_calibrating_and_measuring(outlier, tmp_path):
+    shares = []
+    draft = outlier(tell=shares.append)
+    assert shares == [index / len(rows(1)) for index in range(1, len(rows(1)) + 1)]
+    shares.clear()
+    draft.write(1, tmp_path)
+    assert len(shares) == LAYERS
+    assert shares[-1] == 1.0
+
+
+def test_calibration_that_takes_too_long_ends_after_its_least_feeds(outlier):
+    now = iter(range(0, 10**9, 1000))
+    draft = outlier(clock=lambda: float(next(now)))
+    assert draft.unseen == len(rows(1)) - drafts.LEAST_FEEDS
