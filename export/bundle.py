@@ -152,10 +152,12 @@ def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:
             files=_list_files(folder),
             parity=total_parity([part.compared for part in parts]),
             versions=versions(),
+            notes=(*request.precision.notes, *context.notes),
             calibration=_calibration(request.precision, lowering.clips.calibration),
         )
         write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
-        if request.check:
+        int8 = "int8" in {graph.precision for graph in manifest.graphs.values()}
+        if request.check or (int8 and request.backend == "tensorrt"):  # a form that its parser must take
             raise_for_failures(check_graphs(folder, manifest), request.out)
     return BuiltBundle(manifest, time.monotonic() - started)
 

@@ -7,6 +7,7 @@ makes the same part from the manifest's record and compares the graphs that are 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ from .parity.single_graphs import compare_clip, compare_cnn, compare_keyframes
 from .parity.written_graphs import WrittenGraphs
 from .precision.calibration import CalibrationClips
 from .precision.feeds import captioner_feeds, frame_feeds
-from .precision.lowering import Lowering, draft_lowered, write_lowered
+from .precision.lowering import Lowering, draft_lowered, measure_fp16, write_lowered
 from .precision.ranges import Feeds
 from .precision.trial import write_int8
 from .weights.loading import LoadedBlip, LoadedClip, LoadedVideo, describe_weights
@@ -108,12 +109,39 @@ class ExportContext:
     threads: int | None
     lowering: Lowering
     clips: CalibrationClips  # for the comparison of whole chains
+    notes: list[str] = dataclasses.field(default_factory=list)  # where a precision is not the one of the options
 
     def export(self, part: Part[Record]) -> ExportedPart[Record]:
         """Write the graphs of ``part`` in the precisions that were chosen for them, and compare them with PyTorch.
 
+        A part that misses a limit in a precision that nobody asked for is fp32 instead, with a note.
         Raises DataError (``parity_failed``) when a graph is further off than its precision allows.
         """
+        context = self._with_measured_fp16(part)
+        try:
+            return context._export(part)
+        except DataError as error:
+            half = [spec.name for spec in part.specs if context.lowering.choice.of(spec.name) != "fp32"]
+            if error.code != "parity_failed" or not self.lowering.choice.by_default or not half:
+                raise
+            self.notes.append(f"{', '.join(half)} in fp32 after all: {error.message}")
+            self.progress.describe(self.notes[-1])
+        choice = self.lowering.choice.with_graphs(dict.fromkeys(half, "fp32"))
+        lowering = dataclasses.replace(self.lowering, choice=choice)
+        return dataclasses.replace(self, progress=_Described(self.progress), lowering=lowering)._export(part)
+
+    def _with_measured_fp16(self, part: Part[Any]) -> ExportContext:
+        """The settings after fp16 was measured in those graphs of ``part`` that it may be too small for."""
+        lowering = self.lowering
+        for spec in part.specs:
+            if spec.name in lowering.choice.uncertain and part.feeds is not None:
+                self.progress.describe(f"measure the largest values of graph '{spec.name}'")
+                feeds = part.feeds(lowering.clips.calibration, (spec.name,))[spec.name]
+                lowering, note = measure_fp16(spec, lowering, feeds)
+                self.notes.append(note)
+        return dataclasses.replace(self, lowering=lowering)
+
+    def _export(self, part: Part[Record]) -> ExportedPart[Record]:
         int8 = [spec.name for spec in part.specs if self.lowering.choice.of(spec.name) == "int8"]
         graphs: dict[str, Graph] = {}
         for spec in part.specs:
@@ -124,6 +152,7 @@ class ExportContext:
         graphs = {spec.name: graphs[spec.name] for spec in part.specs}
         with phase(self.progress, f"compare {part.title} with PyTorch"):
             compared = compare_part(part, WrittenGraphs(self.folder, graphs, self.threads), self.clips)
+            total_parity([compared])  # the chain's limit too
         return ExportedPart(part.record, part.sources, graphs, compared)
 
     def _export_int8(self, part: Part[Any], others: Mapping[str, Graph], names: Sequence[str]) -> dict[str, Graph]:
@@ -147,8 +176,23 @@ class ExportContext:
                 compared = part.compare_chain(WrittenGraphs(self.folder, graphs, self.threads), clips.held_out)
                 return float(np.nan_to_num(compared.cosines.min(), nan=-1.0))
 
+            for draft in drafts.values():
+                self.notes.extend(draft.notes)
             with phase(self.progress, f"find what of {part.title} can be int8"):
                 return write_int8(drafts, others, self.folder, chain, clips.held_out.clips, self.threads)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Progress of work that the steps of an export do not count."""
+
+    of: Progress
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+    def describe(self, text: str) -> None:
+        self.of.describe(text)
 
 
 @contextlib.contextmanager

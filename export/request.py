@@ -32,7 +32,8 @@ PrecisionOption = Annotated[
         metavar="[GRAPH=]WORD",
         rich_help_panel=PRECISION,
         help="Precision of the graphs' matmuls and convolutions: fp32, fp16, bf16 or int8, for all graphs "
-        "or for one of vision, text, words, clip, cnn. fp32 when not given. "
+        "or for one of vision, text, words, clip, cnn. When not given fp32, and with --backend tensorrt bf16 "
+        "(fp16 where the GPU has no bf16). "
         "Can be given several times: --precision int8 --precision text=fp32.",
     ),
 ]
@@ -42,8 +43,9 @@ CalibrationOption = Annotated[
         "--calibration",
         metavar="DIR",
         rich_help_panel=PRECISION,
-        help="A folder of your own clips: int8 gets the ranges of its values from them, and the bundle's embeddings "
-        "are compared with fp32's on them. Without it, clips that the exporter draws.",
+        help="A folder of your own clips, of which 32 at most are used: int8 gets the ranges of its values from three "
+        "quarters of them and is judged on the others, and the bundle's embeddings are compared with fp32's on all. "
+        "Without it, clips that the exporter draws.",
     ),
 ]
 

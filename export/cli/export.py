@@ -15,7 +15,7 @@ from ..engine_options import ENGINE_OPTIONS, requested_engines
 from ..request import ExportOptions, read_request
 from .dry_run import dry_run
 from .engines import engine_rows, show_engines
-from .output import parity_rows, show_notes, show_parity
+from .output import parity_rows, show_int8, show_notes, show_parity
 
 if TYPE_CHECKING:
     from ...runtime.bundle.graph_records import EngineOptions
@@ -69,15 +69,17 @@ def build(context: typer.Context, options: ExportOptions, as_json: JsonOption = 
 
 
 def _build(context: typer.Context, options: ExportOptions, *, as_json: bool) -> dict[str, Any]:
+    import msgspec
+
     engines = requested_engines(options.backend, options.with_plans, options.engines)
     request = read_request(options, "" if engines is None else engines.capability)
     if options.dry_run:
         return dry_run(request, engines, as_json=as_json)
     if engines is not None:
         fix = _fix_without_gpu(_other_options(context), request.out, engines.options)
+        if request.precision.by_default and options.engines.tf32 is None:  # in what is left in fp32
+            engines = dataclasses.replace(engines, options=msgspec.structs.replace(engines.options, tf32=True))
         request = dataclasses.replace(request, target=engines.target(fix=fix))
-    import msgspec
-
     from ..bundle import build_bundle
     from ..precision.lowering import calibration_notes
 
@@ -88,7 +90,9 @@ def _build(context: typer.Context, options: ExportOptions, *, as_json: bool) -> 
     manifest = built.manifest
     if not as_json:
         print(f"{request.out}: bundle {manifest.fingerprint[:16]}, {built.seconds:.0f} s")
+        show_int8(manifest)
         show_parity(manifest.parity)
+        show_notes(manifest.notes[len(request.precision.notes) :])
         show_engines(built.engines)
     return {
         "bundle": str(request.out),
@@ -96,7 +100,8 @@ def _build(context: typer.Context, options: ExportOptions, *, as_json: bool) -> 
         "width": manifest.width,
         "fingerprint": manifest.fingerprint,
         "precision": manifest.precision,
-        "notes": list(notes),
+        "notes": [*notes, *manifest.notes[len(request.precision.notes) :]],
+        "int8": {name: msgspec.to_builtins(graph.int8) for name, graph in manifest.graphs.items() if graph.int8},
         "parameters": {part: source.parameters for part, source in manifest.sources.items()},
         "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
         "parity": parity_rows(manifest.parity.graphs),

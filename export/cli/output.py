@@ -10,7 +10,7 @@ from ...base.console import say
 from ..weights.releases import licence_warning
 
 if TYPE_CHECKING:
-    from ...runtime.bundle.graph_records import ChainParity, GraphParity, Parity
+    from ...runtime.bundle.graph_records import ChainParity, GraphParity, Int8Arithmetic, Parity
     from ...runtime.bundle.manifest import Manifest
     from ...runtime.bundle.signature import PublicKey
 
@@ -30,6 +30,23 @@ def show_parity(parity: Parity) -> None:
         say(f"  captions: {parity.captions_equal} of {parity.captions} equal to PyTorch's")
     if parity.chain is not None:
         show_chain(parity.chain)
+
+
+def show_int8(manifest: Manifest) -> None:
+    for name, graph in manifest.graphs.items():
+        if graph.int8 is not None:
+            say(f"  {name}: {int8_line(graph.int8)}")
+
+
+def int8_line(int8: Int8Arithmetic) -> str:
+    """Share of int8, what stays wide, and the cosine on clips that were held out."""
+    kept = (
+        f"{len(int8.kept)} products stay wide ({', '.join(int8.kept)})" if int8.kept else "no product has to stay wide"
+    )
+    return (
+        f"int8 in {int8.share:.1%} of the multiply-adds with a weight ({int8.share_of_all:.1%} of all), {kept}; cosine to "
+        f"fp32 at least {int8.held_out_cosine:.5f} on {int8.held_out_clips} clips that were held out"
+    )
 
 
 def show_chain(chain: ChainParity) -> None:
@@ -91,6 +108,8 @@ def show_manifest(
         )
         for kind, operators in graph.dtype_histogram.items():
             say(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
+        if graph.int8 is not None:
+            say(f"                {int8_line(graph.int8)}")
         for engine in graph.engines:
             where = f"TensorRT {engine.tensorrt}, {engine.gpu} ({engine.compute_capability})"
             options = " ".join(engine.options.flags()) or "default options"
@@ -99,6 +118,8 @@ def show_manifest(
         say(f"  calibration   {manifest.calibration.clips} clips, {manifest.calibration.source}")
     if manifest.parity.chain is not None:
         show_chain(manifest.parity.chain)
+    for note in manifest.notes:
+        say(f"  note          {note}")
     say("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
 
 

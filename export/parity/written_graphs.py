@@ -73,7 +73,7 @@ class WrittenGraphs:
         """True where ONNX Runtime's CPU provider lacks operators for the graph, or NumPy a type for its tensors."""
         graph = self.graphs[name]
         ends = (tensor.dtype for tensor in (*graph.inputs, *graph.outputs))
-        return graph.precision == "bf16" or "bfloat16" in ends
+        return graph.precision == "bf16" or "bfloat16" in ends or "bfloat16" in graph.dtype_histogram
 
 
 def _cast(array: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:

@@ -72,6 +72,14 @@ class Int8Draft:
     costs: Mapping[str, float] = field(default_factory=dict)
     unseen: int = 0  # calibration feeds that there was no time for
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self.unseen:
+            return ()
+        total = len(self.calibrated.feeds)
+        name, minutes = self.path.stem, CALIBRATION_S / 60
+        return (f"{name}: calibration ended after {minutes:.0f} minutes, with {total - self.unseen} of {total} inputs",)
+
     def write(self, step: int, folder: Path) -> Graph:
         """Write the graph with as much in higher precision as STEPS allows at ``step``; cosines are not in it yet.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .draft import Calibrated, Int8Draft, draft_int8, spread
 from .dtypes import check_precision
 from .half import half_spec
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form
+from .overflow import fits_fp16, largest_magnitude, magnitude_note
 from .ranges import Feeds
 
 STATIC = ("vision", "clip", "cnn")  # int8 with scales from calibration clips; of the others weights alone are int8
@@ -50,6 +52,29 @@ def calibration_notes(choice: PrecisionChoice, own_clips: CalibrationClips | Non
         f"the scales of {', '.join(drawn)} come from drawn clips; --calibration DIR with some clips like those of your "
         "silos comes nearer to fp32",
     )
+
+
+def measure_fp16(spec: GraphSpec, lowering: Lowering, feeds: Sequence[Feeds]) -> tuple[Lowering, str]:
+    """Measure whether fp16 has room for the values of ``spec``; the settings with what follows from it, and a note.
+
+    A graph that was not asked for by name gets another precision where it has not (overflow.py).
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = write_graph(spec, Path(scratch))
+        model = onnx.load(str(Path(scratch, graph.file)))
+    largest, _ = largest_magnitude(model, feeds, threads=lowering.threads)
+    choice, note = lowering.choice, magnitude_note(spec.name, largest)
+    if fits_fp16(largest):
+        return lowering, note
+    if spec.name in choice.named:
+        return lowering, f"{note}. It is fp16 as asked; the comparison with PyTorch decides"
+    instead = choice.instead_of_fp16
+    choice = choice.with_graphs({spec.name: instead})
+    return dataclasses.replace(
+        lowering, choice=choice
+    ), f"{note}. It is {instead}; for fp16 all the same: {spec.name}=fp16"
 
 
 def write_lowered(spec: GraphSpec, folder: Path, lowering: Lowering) -> Graph:

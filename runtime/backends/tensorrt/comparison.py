@@ -130,7 +130,7 @@ def _expected_results(subject: ComparedGraph) -> list[Expected]:
 
 def open_reference(graph: Graph, model: bytes) -> Session:
     """The graph on ONNX Runtime's CPU provider; bf16 is emulated."""
-    return open_session(emulate_bf16(model) if graph.precision == "bf16" else model, shown=graph.file)
+    return open_session(emulate_bf16(model) if "bfloat16" in graph.dtype_histogram else model, shown=graph.file)
 
 
 def _affordable_rows(session: Session, graph: Graph, setting: Setting | None = None, vocabulary: int = 1) -> int:
