@@ -44,8 +44,8 @@ def int8_line(int8: Int8Arithmetic) -> str:
         f"{len(int8.kept)} products stay wide ({', '.join(int8.kept)})" if int8.kept else "no product has to stay wide"
     )
     return (
-        f"int8 in {int8.share:.1%} of the multiply-adds with a weight ({int8.share_of_all:.1%} of all), {kept}; cosine to "
-        f"fp32 at least {int8.held_out_cosine:.5f} on {int8.held_out_clips} clips that were held out"
+        f"int8 in {int8.share:.1%} of the multiply-adds with a weight ({int8.share_of_all:.1%} of all), {kept}; cosine "
+        f"to fp32 at least {int8.held_out_cosine:.5f} on {int8.held_out_clips} clips that were held out"
     )
 
 

@@ -18,7 +18,7 @@ ROOM = 8.0
 def largest_magnitude(
     model: Any, feeds: Sequence[Feeds], *, threads: int | None = None, seen: Callable[[], None] = lambda: None
 ) -> tuple[float, str]:
-    """The largest magnitude of the values that the nodes of ``model`` (an fp32 ``onnx.ModelProto``) make from ``feeds``.
+    """The largest magnitude of a value that a node of ``model`` (an ``onnx.ModelProto`` in fp32) makes from ``feeds``.
 
     Second, the name of that value. Infinite where one is not finite.
     """

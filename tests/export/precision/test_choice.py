@@ -40,26 +40,39 @@ def test_an_unknown_word_is_a_usage_error_with_an_example(words, message):
     assert "flamest-export" in refused.value.fix
 
 
-@pytest.mark.parametrize(("backend", "instead"), [("onnx", "fp32"), ("tensorrt", "bf16")])
-def test_fp16_for_all_leaves_out_blips_image_encoder_with_a_note(backend, instead):
-    choice = choose_precision(("fp16",), BLIP_SLOW, backend)
-    assert choice.by_graph == {"vision": instead, "text": "fp16", "cnn": "fp16"}
-    assert any(note.startswith(f"vision is {instead}, not fp16") for note in choice.notes)
-    assert not any("overflows" in note for note in choose_precision(("fp16",), CLIP, backend).notes)
+@pytest.mark.parametrize(
+    ("words", "backend", "capability", "chosen"),
+    [
+        ((), "onnx", "", {"vision": "fp32", "text": "fp32", "cnn": "fp32"}),
+        ((), "tensorrt", "", {"vision": "bf16", "text": "bf16", "cnn": "bf16"}),
+        ((), "tensorrt", "8.0", {"vision": "bf16", "text": "bf16", "cnn": "bf16"}),
+        ((), "tensorrt", "12.0", {"vision": "bf16", "text": "bf16", "cnn": "bf16"}),
+        ((), "tensorrt", "7.5", {"vision": "fp16", "text": "fp16", "cnn": "fp16"}),
+        (("fp32",), "tensorrt", "9.0", {"vision": "fp32", "text": "fp32", "cnn": "fp32"}),
+        (("fp16",), "tensorrt", "9.0", {"vision": "fp16", "text": "fp16", "cnn": "fp16"}),
+        (("int8",), "onnx", "", {"vision": "int8", "text": "int8", "cnn": "int8"}),
+        (("int8",), "tensorrt", "9.0", {"vision": "int8", "text": "bf16", "cnn": "int8"}),
+        (("int8",), "tensorrt", "7.5", {"vision": "int8", "text": "fp16", "cnn": "int8"}),
+    ],
+)
+def test_precision_by_backend_and_gpu(words, backend, capability, chosen):
+    choice = choose_precision(words, BLIP_SLOW, backend, capability)
+    assert choice.by_graph == chosen
+    assert choice.by_default == (backend == "tensorrt" and not words)
+    if choice.by_default or (words == ("int8",) and backend == "tensorrt"):
+        assert "bf16 needs a GPU of compute capability 8.0 or more" in choice.notes[0]
+        assert (f"this one has {capability}" if capability else "--precision fp16") in choice.notes[0]
+    else:
+        assert choice.notes == ()
 
 
-@pytest.mark.parametrize(("capability", "instead"), [("", "bf16"), ("8.0", "bf16"), ("12.0", "bf16"), ("7.5", "fp32")])
-def test_a_gpu_without_bf16_gets_the_image_encoder_in_fp32(capability, instead):
-    choice = choose_precision(("fp16",), BLIP_SLOW, "tensorrt", capability)
-    assert choice.by_graph == {"vision": instead, "text": "fp16", "cnn": "fp16"}
-    assert "bf16 needs a GPU of compute capability 8.0 or more" in choice.notes[1]
-    assert ("this one has 7.5" if capability == "7.5" else "--precision vision=fp32") in choice.notes[1]
-
-
-def test_fp16_for_the_image_encoder_is_built_when_named():
-    choice = choose_precision(("vision=fp16",), BLIP_SLOW, "tensorrt")
-    assert choice.of("vision") == "fp16"
-    assert "overflows" in choice.notes[0]
+def test_fp16_in_an_image_encoder_is_to_be_measured():
+    choice = choose_precision(("fp16",), BLIP_SLOW, "tensorrt")
+    assert (choice.uncertain, choice.instead_of_fp16, choice.named) == (("vision",), "bf16", frozenset())
+    assert choose_precision(("fp16",), BLIP_SLOW, "onnx").instead_of_fp16 == "fp32"
+    assert choose_precision(("fp16",), BLIP_SLOW, "tensorrt", "7.5").instead_of_fp16 == "fp32"
+    assert choose_precision(("clip=fp16",), CLIP, "onnx").uncertain == ("clip",)
+    assert choose_precision(("bf16",), BLIP_SLOW, "tensorrt").uncertain == ()
 
 
 def test_bf16_in_an_onnx_bundle_notes_which_runtimes_open_it():
