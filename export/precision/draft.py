@@ -39,7 +39,7 @@ _EMULATED = "_exact"  # suffix of a value before emulate_bf16 rounds it
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What a draft is made from: the feeds, and the outputs of fp32 that the written graph is compared with."""
+    """Material of a draft: feeds, and the outputs of fp32 that the written graph is compared with."""
 
     feeds: Sequence[Feeds]
     held_out: Sequence[Feeds]  # of clips that are not among those of ``feeds``

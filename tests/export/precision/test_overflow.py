@@ -70,7 +70,7 @@ class _Part:
 
 
 @pytest.mark.parametrize("by_default", [True, False])
-def test_a_default_that_misses_its_limit_is_fp32_and_a_request_is_an_error(monkeypatch, silent, tmp_path, by_default):
+def test_a_missed_limit_means_fp32_by_default_and_an_error_on_request(monkeypatch, silent, tmp_path, by_default):
     tried = []
 
     def export(self, part):
