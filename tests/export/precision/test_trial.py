@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flamest.export.bundle import ExportRequest, export_bundle, steps_of
+from flamest.export.networks.extractors import EXTRACTORS
 from flamest.export.precision import draft as drafts
+from flamest.export.precision.choice import choose_precision
 from flamest.export.precision.selection import STEPS, kept_products
 from flamest.export.precision.trial import TARGET, write_int8
+from flamest.export.weights.source import parse_source
 from flamest.runtime.bundle.limits import COSINES
 
 from .conftest import BAD, LAYERS, outlier_model, rows
@@ -101,3 +105,11 @@ def test_calibration_that_takes_too_long_ends_after_its_least_feeds(outlier):
     now = iter(range(0, 10**9, 1000))
     draft = outlier(clock=lambda: float(next(now)))
     assert draft.unseen == len(rows(1)) - drafts.LEAST_FEEDS
+
+
+def test_an_int8_export_counts_the_steps_that_it_announces(tmp_path, silent):
+    entry = EXTRACTORS["slow"]
+    choice = choose_precision(("int8",), entry, "onnx")
+    sources = {"slow": parse_source("slow", "random:tiny")}
+    export_bundle(ExportRequest(entry, sources, tmp_path / "b", precision=choice, threads=1), silent)
+    assert silent.steps == steps_of(entry, choice)
