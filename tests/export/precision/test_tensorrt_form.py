@@ -39,7 +39,8 @@ def test_pairs_are_symmetric_and_the_rest_is_half(int8):
         assert constants[node.input[1]].data_type == TensorProto.BFLOAT16
         assert constants[node.input[2]].data_type == TensorProto.INT8
         assert not np.any(numpy_helper.to_array(constants[node.input[2]]))
-    assert not any(tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 for tensor in graph.initializer)
+    wide = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    assert sum(int(np.prod(tensor.dims)) for tensor in wide) < 100  # of the normalisation of frames
 
 
 def test_every_check_passes_and_the_figures_are_in_the_manifest(int8):
