@@ -77,12 +77,34 @@ def fetch_folder(source: WeightSource, *, to_bring: str) -> tuple[Path, str]:
                 fix=f"name another model, or a folder: flamest-export --backend onnx {source.option} FOLDER --out DIR",
                 code="no_weights",
             )
-        _check_content(folder, repository)
+        _check_content(folder, repository, (*WEIGHT_FILES, *COMPANIONS))
     except FlamestError:
         raise
     except Exception as error:  # the library raises its own, its HTTP client's and Xet's, which change with releases
-        raise _not_fetched(repository, source, to_bring, error) from error
+        short = repository.rpartition("/")[2]
+        bring = (
+            f"where there is network, download {to_bring} of '{repository}' into a folder {short}, "
+            f"bring it here, then type: flamest-export --backend onnx {source.option} ./{short} --out DIR"
+        )
+        raise _not_fetched(repository, error, bring) from error
     return folder, f"commit {folder.name}"
+
+
+def fetch_file(repository: str, name: str, *, fix: str) -> Path:
+    """One file of a repository's main branch, from the hub or from the cache.
+
+    ``fix``: the other way to get it. Raises UnreachableError, StorageError.
+    """
+    try:
+        folder = Path(_download(repository, None, (name,)))
+        _check_content(folder, repository, (name,))
+    except FlamestError:
+        raise
+    except Exception as error:  # as in fetch_folder
+        raise _not_fetched(repository, error, fix) from error
+    if not (folder / name).is_file():
+        raise UnreachableError(f"'{repository}' on the hub has no {name}", fix=fix)
+    return folder / name
 
 
 def _download(repository: str, revision: str | None, files: tuple[str, ...]) -> str:
@@ -112,7 +134,8 @@ def _announce(repository: str, release: Release | None) -> None:
         )
 
 
-def _not_fetched(repository: str, source: WeightSource, to_bring: str, error: Exception) -> FlamestError:
+def _not_fetched(repository: str, error: Exception, fix: str) -> FlamestError:
+    """The error of a fetch that failed. ``fix``: the other way to get the files."""
     if is_disk_full(error):
         return StorageError(
             f"'{repository}' cannot be fetched: no space left in the cache of the hub's library",
@@ -120,20 +143,15 @@ def _not_fetched(repository: str, source: WeightSource, to_bring: str, error: Ex
             code="disk_full",
         )
     problem = network_problem(error)
-    short = repository.rpartition("/")[2]
-    bring = (
-        f"where there is network, download {to_bring} of '{repository}' into a folder {short}, "
-        f"bring it here, then type: flamest-export --backend onnx {source.option} ./{short} --out DIR"
-    )
     return UnreachableError(
         f"cannot fetch '{repository}' from the hub, and it is not in this machine's cache: {problem.reason}",
-        fix=f"{problem.fix}; or {bring}" if problem.fix else bring,
+        fix=f"{problem.fix}; or {fix}" if problem.fix else fix,
     )
 
 
-def _check_content(folder: Path, repository: str) -> None:
+def _check_content(folder: Path, repository: str, names: tuple[str, ...]) -> None:
     """Raise UnreachableError (``bad_download``) unless every file is the one that the cache names it after."""
-    for name in (*WEIGHT_FILES, *COMPANIONS):
+    for name in names:
         pointer = folder / name
         if not pointer.is_symlink():
             continue  # a cache without links names files by their paths

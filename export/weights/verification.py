@@ -6,18 +6,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from ...base.clock import utc_date
 from ...base.errors import DataError, StorageError, UsageError
 from ...base.files import printable_path, read_regular, sha256_file, write_atomic
+from ...runtime.bundle.manifest import FramePreprocessing
 from .checkpoints import MAX_FILE, PICKLED, WEIGHT_FILES
+from .golden import decode
 from .hub import cached_folder
 from .releases import BY_SOURCE, RELEASES, Release
 from .source import parse_source, split_hub_id
 from .video import zoo_cache
+
+if TYPE_CHECKING:
+    from .loading import LoadedBlip
 
 MAX_RECORD = 1 << 20  # bytes of a JSON file
 _MODEL_TYPES = {"blip": "blip", "clip": "clip", "videomae": "videomae"}  # of config.json -> network
@@ -91,15 +98,16 @@ def identify_file(path: Path) -> FileVerdict:
     return FileVerdict(path.name, size, digest, verdict, named)
 
 
-def caption_verdict(source: Path, weights: Path, record: Path) -> CaptionVerdict:
+def caption_verdict(source: Path, weights: Path, record: Path, *, loaded: LoadedBlip | None = None) -> CaptionVerdict:
     """Compare the caption that the model in the folder ``source`` gives our picture with the one in ``record``.
 
-    ``weights``: its file, by whose SHA-256 the caption is recorded. A caption of weights that are new to
-    ``record`` is added to it. Raises DataError ``other_caption`` when it is another one now.
+    ``weights``: its file, by whose SHA-256 the caption is recorded; ``loaded``: the model, where it has been loaded. A
+    caption of weights that are new to ``record`` is added to it. Raises DataError ``other_caption`` when it is another
+    one now.
     """
     known = _read_record(record)
     digest = sha256_file(weights, largest=MAX_FILE)
-    now = _caption(source)
+    now = _caption(source, loaded)
     if digest in known:
         before = known[digest]
         if now.token_ids != before.token_ids:
@@ -115,22 +123,30 @@ def caption_verdict(source: Path, weights: Path, record: Path) -> CaptionVerdict
     return CaptionVerdict(now, "recorded now")
 
 
-def _caption(source: Path) -> KnownCaption:
-    """Greedy, at most 20 tokens, of a seeded picture (parity/comparison.py), by Hugging Face's own forward."""
+def _caption(source: Path, loaded: LoadedBlip | None = None) -> KnownCaption:
+    """Greedy, at most 20 tokens, of a seeded picture, by Hugging Face's own forward."""
     from ..bundle import versions
     from ..parity.blip import captions_of
-    from ..parity.comparison import pictures
     from ..parts import vision_language
     from .loading import open_blip
 
-    loaded = open_blip(parse_source("blip", str(source)))
+    loaded = loaded or open_blip(parse_source("blip", str(source)))
     spec = vision_language(loaded.model, loaded.tokenizer, "bidirectional", 1)
-    (ids,) = captions_of(loaded.model, pictures(1, spec.preprocessing), spec)
-    from tokenizers import Tokenizer
-
-    text = Tokenizer.from_str(loaded.tokenizer.decode()).decode(list(ids), skip_special_tokens=True)
+    (ids,) = captions_of(loaded.model, _seeded_picture(spec.preprocessing), spec)
+    text = decode(loaded.tokenizer, ids)
     packages = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
     return KnownCaption(text, ids, utc_date(), packages)
+
+
+def _seeded_picture(rule: FramePreprocessing) -> npt.NDArray[np.float32]:
+    """The picture whose captions records hold: float32 [1, 3, size, size]. It must not change from version to version,
+    so it is not rounded to whole bytes as the frames of the comparisons are."""
+    from ..parity.comparison import SEED
+    from ..precision.calibration import calibration_clips
+
+    rgb = calibration_clips(SEED, clips=1, frames=1, size=rule.size, mean=0.0, std=1.0)[:, :, 0]
+    mean, std = np.reshape(rule.mean, (3, 1, 1)), np.reshape(rule.std, (3, 1, 1))
+    return np.asarray((rgb - mean) / std, dtype=np.float32)
 
 
 def _read_record(path: Path) -> dict[str, KnownCaption]:

@@ -23,7 +23,7 @@ from flamest_tests_published_blip import (
     as_file,
     small_files,
 )  # fmt: skip
-from flamest_tests_web_server import cut_after, endless_redirect, login_page, serving, status
+from flamest_tests_web_server import COMMIT, cut_after, endless_redirect, login_page, serving, status
 
 BIN = "pytorch_model.bin"
 SMALL = {"config.json": b"{}", "vocab.txt": b"a", "preprocessor_config.json": b"{}", BIN: bytes(range(250)) * 40}
@@ -202,3 +202,33 @@ def test_a_full_disk_is_found_before_the_download(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"has 0\.99 GB, and 0\.90 GB are free") as refused:
         fetch_folder(parse_source("blip", REPOSITORY), to_bring="FILES")
     assert (refused.value.code, "HF_HOME" in refused.value.fix) == ("disk_full", True)
+
+
+def test_a_first_export_from_the_hub_gives_a_bundle(tmp_path, tiny_blip):
+    """The whole command, as typed on a machine with network: repository in the published layout, small weights."""
+    with serving() as web:
+        web.hub = {"someone/captioner": small_files(tiny_blip.model)}
+        variables = {"HF_ENDPOINT": web.address, "HF_HOME": str(tmp_path / "hf"), "no_proxy": "*"}
+        words = [
+            "--backend",
+            "onnx",
+            "--blip",
+            "someone/captioner",
+            "--slow",
+            "random:tiny",
+            "--threads",
+            "1",
+            "--json",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "flamest.export", *words, "--out", str(tmp_path / "bundle")],
+            capture_output=True, text=True, check=False, env={**os.environ, **variables},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["captions_equal"]
+    assert (
+        f"fetching 'someone/captioner' from {web.address} to {tmp_path / 'hf' / 'hub'} (licence unknown)" in done.stderr
+    )
+    source = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["sources"]["blip"]
+    assert source["revision"].startswith(f"commit {COMMIT}, file SHA-256 ")
+    assert source["weights_sha256"] == tiny_blip.source.weights_sha256

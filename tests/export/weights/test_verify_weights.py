@@ -117,12 +117,12 @@ def test_the_network_follows_from_the_configuration_or_file_name(tmp_path):
 
 def test_a_recorded_caption_must_be_the_same_next_time(tmp_path, monkeypatch):
     said = KnownCaption("a red ball", (1, 2), "2026-11-25", {"torch": "2"})
-    monkeypatch.setattr(verification, "_caption", lambda source: said)
+    monkeypatch.setattr(verification, "_caption", lambda *_: said)
     weights, record = tmp_path / "w.bin", tmp_path / "known.json"
     weights.write_bytes(b"w")
     assert caption_verdict(tmp_path, weights, record).verdict == "recorded now"
     assert caption_verdict(tmp_path, weights, record).verdict == "the same as recorded"
-    monkeypatch.setattr(verification, "_caption", lambda source: KnownCaption("a dog", (3,), "2026-12-01", {}))
+    monkeypatch.setattr(verification, "_caption", lambda *_: KnownCaption("a dog", (3,), "2026-12-01", {}))
     with pytest.raises(
         DataError, match="the caption of the picture is 'a dog', recorded on 2026-11-25 was 'a red ball'"
     ):
