@@ -74,6 +74,38 @@ HF_HUB_OFFLINE = Variable(
     "weights that are missing are downloaded",
     "huggingface_hub, for flamest-export and flamest-experiment",
 )
+HF_TOKEN = Variable(
+    "HF_TOKEN",
+    "Token of an account at the Hugging Face hub, for models that are only handed out to accounts. No published default "
+    "needs one.",
+    "the token of `hf auth login`, or none",
+    "huggingface_hub, for flamest-export and flamest-experiment",
+)
+HF_ENDPOINT = Variable(
+    "HF_ENDPOINT",
+    "Address of a mirror of the hub, such as https://hub.example.org.",
+    "https://huggingface.co",
+    "huggingface_hub, for flamest-export and flamest-experiment",
+)
+HF_HUB_DISABLE_XET = Variable(
+    "HF_HUB_DISABLE_XET",
+    "Set to 1 to fetch the hub's files over HTTPS alone, where the network does not let its storage protocol (Xet) pass.",
+    "Xet, where hf_xet is installed",
+    "huggingface_hub, for flamest-export and flamest-experiment",
+)
+TORCH_HOME = Variable(
+    "TORCH_HOME",
+    "Folder where weights of model zoos (Slow, I3D, ResNet-3D) are kept, in hub/checkpoints/.",
+    "~/.cache/torch",
+    "PyTorch, for flamest-export",
+)
+HTTPS_PROXY = Variable(
+    "HTTPS_PROXY",
+    "Proxy for everything that is downloaded, http://USER:PASSWORD@HOST:PORT; also in lower case. NO_PROXY lists hosts "
+    "without it.",
+    "no proxy",
+    "huggingface_hub and flamest-export",
+)
 CUDA_VISIBLE_DEVICES = Variable(
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA GPUs that may be used, by number or name.",
@@ -102,6 +134,11 @@ VARIABLES = (
     GRPC_VERBOSITY,
     HF_HOME,
     HF_HUB_OFFLINE,
+    HF_TOKEN,
+    HF_ENDPOINT,
+    HF_HUB_DISABLE_XET,
+    TORCH_HOME,
+    HTTPS_PROXY,
     CUDA_VISIBLE_DEVICES,
     ORT_TELEMETRY,
     OPENMP_THREADS,
