@@ -76,8 +76,7 @@ HF_HUB_OFFLINE = Variable(
 )
 HF_TOKEN = Variable(
     "HF_TOKEN",
-    "Token of an account at the Hugging Face hub, for models that are only handed out to accounts. No published default "
-    "needs one.",
+    "Token of an account at the Hugging Face hub, for models that only accounts may fetch. The defaults need none.",
     "the token of `hf auth login`, or none",
     "huggingface_hub, for flamest-export and flamest-experiment",
 )
@@ -89,7 +88,7 @@ HF_ENDPOINT = Variable(
 )
 HF_HUB_DISABLE_XET = Variable(
     "HF_HUB_DISABLE_XET",
-    "Set to 1 to fetch the hub's files over HTTPS alone, where the network does not let its storage protocol (Xet) pass.",
+    "Set to 1 to fetch the hub's files over HTTPS alone, where the network blocks its storage protocol, Xet.",
     "Xet, where hf_xet is installed",
     "huggingface_hub, for flamest-export and flamest-experiment",
 )

@@ -1,7 +1,6 @@
 """The published captioner's caption of one picture, as transformers' own test states it: do ours say the same?
 
-transformers, tests/models/blip/test_modeling_blip.py, ``test_inference_image_captioning`` (fp32, and the same ids in
-fp16): https://github.com/huggingface/transformers/blob/main/tests/models/blip/test_modeling_blip.py. Its picture is
+``test_inference_image_captioning`` of transformers (fp32, and the same ids in fp16): https://github.com/huggingface/transformers/blob/main/tests/models/blip/test_modeling_blip.py. Its picture is
 fetched from the hub, or given as a file. The preparation of the picture is ours in every comparison.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,10 @@ import numpy.typing as npt
 from ...base.errors import DataError, MissingExtra
 from ...base.files import printable_path, read_regular
 from ...runtime.backends.opening import GraphOpener, OpeningOptions
-from ...runtime.bundle.manifest import VisionLanguage
+from ...runtime.bundle.manifest import TOKENIZER_FILE, VisionLanguage
 from ...runtime.bundle.opening import open_bundle
-from ...runtime.captioner import open_captioner
 from ...runtime.video.preprocessing import frame_input, frames_for, prepare_frames
+from ...runtime.vision_language import VisionLanguageModel
 from .hub import fetch_file
 
 if TYPE_CHECKING:
@@ -124,17 +123,15 @@ def _by_bundle(bundle: Path, picture: Rgb, weights_sha256: str) -> GoldenCaption
         )
     opener = GraphOpener(checked, OpeningOptions())
     try:
-        captioner: Any = open_captioner(checked, opener.open, rows=1, batch=1)
+        words = opener.open("words") if spec.attention_mode == "text" else None
+        model = VisionLanguageModel(opener.open("vision"), opener.open("text"), spec, words=words)
         form = frame_input(manifest.graphs["vision"], spec.preprocessing)
-        captioner.add(PICTURE, frames_for([picture], form)[0])
-        finished = []
-        while captioner.unfinished:
-            finished += captioner.advance()
+        (ids,) = model.caption_ids(model.encode_image(frames_for([picture], form)))
     finally:
         opener.close()
-    (found,) = finished
     where = ", ".join(f"{graph} on {placed.where} {placed.precision}" for graph, placed in opener.placements.items())
-    return _golden(f"the bundle {printable_path(bundle)} ({where})", found.caption.token_ids, spec, found.caption.text)
+    text = decode(checked.read(TOKENIZER_FILE), ids)
+    return _golden(f"the bundle {printable_path(bundle)} ({where})", ids, spec, text)
 
 
 def _golden(by: str, ids: tuple[int, ...], spec: VisionLanguage, text: str) -> GoldenCaption:
