@@ -1,7 +1,8 @@
 """The published captioner's caption of one picture, as transformers' own test states it: do ours say the same?
 
-``test_inference_image_captioning`` of transformers (fp32, and the same ids in fp16): https://github.com/huggingface/transformers/blob/main/tests/models/blip/test_modeling_blip.py. Its picture is
-fetched from the hub, or given as a file. The preparation of the picture is ours in every comparison.
+It is ``test_inference_image_captioning``, which expects the same ids in fp32 and fp16
+(https://github.com/huggingface/transformers/blob/main/tests/models/blip/test_modeling_blip.py). Its picture is fetched
+from the hub, or given as a file. The preparation of the picture is ours in every comparison.
 """
 
 from __future__ import annotations
