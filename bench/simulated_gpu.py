@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,42 +56,61 @@ class Rates:
     readers: float
 
 
+class _Run:
+    """A run of a graph: ``seconds`` of the whole device, after other runs."""
+
+    def __init__(self, seconds: float, after: Sequence[_Run]) -> None:
+        self.left = seconds
+        self.after = tuple(after)
+        self.ended = threading.Event()
+
+    @property
+    def ready(self) -> bool:
+        return all(run.ended.is_set() for run in self.after)
+
+
 class _Device:
-    """A device whose sessions have a stream each: of n runs at one time each gets 1/n of it."""
+    """A device that starts runs when they are given to it. A session's follow each other; of n sessions that compute
+    at one time each gets 1/n of the device."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._left: dict[int, float] = {}  # seconds of work by run
-        self._number = 0
-        self._seen = 0.0
+        self._streams: dict[str, deque[_Run]] = {}
+        threading.Thread(target=self._compute, daemon=True).start()
 
-    def occupy(self, seconds: float) -> None:
+    def start(self, stream: str, seconds: float, after: Sequence[_Run] = ()) -> _Run:
+        run = _Run(seconds, after)
         with self._changed:
-            self._progress()
-            mine = self._number = self._number + 1
-            self._left[mine] = seconds
-            self._changed.notify_all()
-            while self._left[mine] > 0:
-                self._changed.wait(self._left[mine] * len(self._left))
-                self._progress()
-            del self._left[mine]
-            self._changed.notify_all()
+            self._streams.setdefault(stream, deque()).append(run)
+            self._changed.notify()
+        return run
 
-    def _progress(self) -> None:
-        now = time.perf_counter()
-        for run in self._left:
-            self._left[run] -= (now - self._seen) / len(self._left)
-        self._seen = now
+    def _compute(self) -> None:
+        with self._changed:
+            while True:
+                active = [runs[0] for runs in self._streams.values() if runs and runs[0].ready]
+                began = time.perf_counter()
+                self._changed.wait(min(run.left for run in active) * len(active) if active else None)
+                for run in active:
+                    run.left -= (time.perf_counter() - began) / len(active)
+                for runs in self._streams.values():
+                    while runs and runs[0].left <= 0:
+                        runs.popleft().ended.set()
 
 
 class _OnDevice:
     """A value, or rows, whose contents nobody looks at."""
 
-    def __init__(self, shape: tuple[int, ...], host: np.ndarray | None = None) -> None:
+    def __init__(self, shape: tuple[int, ...], run: _Run | None = None, host: np.ndarray | None = None) -> None:
         self.shape = shape
-        self._host = host
+        self._run, self._host = run, host
+
+    def wait(self) -> None:
+        if self._run is not None:
+            self._run.ended.wait()
 
     def numpy(self) -> np.ndarray:
+        self.wait()
         return np.zeros(self.shape, np.float32) if self._host is None else self._host
 
     def first(self, count: int) -> _OnDevice:
@@ -149,21 +169,21 @@ class SimulatedSession:
         if self._name == "text":
             return self._text(feeds, rows, outputs or ())
         clips = rows / FRAME_SIZES["candidates"][0] if self._name == "keyframes" else rows
-        self._device.occupy(SHARES[self._name] * clips / self._rate)
+        run = self._device.start(self._name, SHARES[self._name] * clips / self._rate)
         if self._name == "vision":
             patches = {name: (64, 577) if "_key_" in name else (577, 64) for name in self.outputs}
-            return {name: _OnDevice((rows, TEXT.heads, *patches[name])) for name in self.outputs}
+            return {name: _OnDevice((rows, TEXT.heads, *patches[name]), run) for name in self.outputs}
         width = {"cnn": 2048, "keyframes": 512}[self._name]
-        return {self.outputs[0]: _OnDevice((rows, width), np.ones((rows, width), np.float32))}
+        return {self.outputs[0]: _OnDevice((rows, width), run, np.ones((rows, width), np.float32))}
 
     def _text(self, feeds: Mapping[str, Any], rows: int, outputs: Sequence[str]) -> dict[str, Any]:
         if "next_token" not in outputs:
-            self._device.occupy(SHARES["embed"] * rows / self._rate)
+            run = self._device.start("text", SHARES["embed"] * rows / self._rate)
             hidden = np.ones((*feeds["token_ids"].shape, TEXT.width), np.float32)
-            return {"hidden": _OnDevice(hidden.shape, hidden)}
-        self._device.occupy((STEP_S + STEP_ROW_S * rows) * STEP_RATE / self._rate)
+            return {"hidden": _OnDevice(hidden.shape, run, hidden)}
+        run = self._device.start("text", (STEP_S + STEP_ROW_S * rows) * STEP_RATE / self._rate)
         tokens = np.where(feeds["positions"][:, 0] >= CAPTION_TOKENS, END, 7)
-        return {name: _OnDevice((rows,), tokens) if name == "next_token" else _OnDevice((rows,)) for name in outputs}
+        return {name: _OnDevice((rows,), run, tokens if name == "next_token" else None) for name in outputs}
 
 
 class _SimulatedReader:

@@ -139,9 +139,8 @@ class CaptionBatch:
         """Move captions from the last places to free ones, as far as that makes the step smaller."""
         while self._size(self.unfinished) < self._size(used := self._used()):
             gap = self._rows.index(None)
-            for of in (self._cross, self.past):
-                for rows in of.values():
-                    rows.copy(gap, used - 1)
+            for rows in (*self._cross.values(), *self.past.values()):
+                rows.copy(gap, used - 1)
             self._rows[gap], self._rows[used - 1] = self._rows[used - 1], None
 
 

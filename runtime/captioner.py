@@ -2,12 +2,13 @@
 
 ``CaptionGenerator`` generates captions (caption_batch.py) and encodes each with its frame (caption_encoder.py; paper
 eqs. 5 and 6). ``CaptionRetriever`` finds the nearest of captions that were written beforehand (docs/paper.md, reading
-10). ``encode`` runs the vision graph on a batch of frames, ``add`` takes its result, each ``advance`` does a part of
-the work.
+10). ``start`` and ``finish`` run the vision graph on a batch of frames, ``add`` takes its result, each ``advance`` does
+a part of the work.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from ..base.errors import DataError
 from ..base.files import printable_path
-from .backends.session import Feed, Session, check_shape
+from .backends.session import Feed, Session, check_shape, wait_for
 from .bundle.manifest import TOKENIZER_FILE, RetrievedCaption, VisionLanguage
 from .bundle.opening import Bundle
 from .bundle.tokenizer_check import open_tokenizer
@@ -45,6 +46,15 @@ class FrameEmbedding:
 
 
 @dataclass(frozen=True, eq=False)
+class StartedFrames(Generic[E]):
+    """A run of the vision graph that may not have ended."""
+
+    values: E
+    frames: int
+    began: float  # on time.perf_counter
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedFrames(Generic[E]):
     """The vision graph's results for a batch of frames."""
 
@@ -53,7 +63,7 @@ class EncodedFrames(Generic[E]):
 
 
 class Captioner(Protocol[E]):
-    """One thread at a time; ``encode`` may be called from another one."""
+    """One thread at a time; ``start`` and ``finish`` may be called from another one."""
 
     @property
     def vision(self) -> Session:
@@ -67,9 +77,12 @@ class Captioner(Protocol[E]):
     def unfinished(self) -> int:
         """Number of added frames that ``advance`` has not returned."""
 
-    def encode(self, pixels: Feed, frames: int) -> EncodedFrames[E]:
-        """Run the vision graph: uint8 [B, S, S, 3], or float32 [B, 3, S, S] in a bundle of schema 3. The first
-        ``frames`` of them count."""
+    def start(self, pixels: Feed, frames: int) -> StartedFrames[E]:
+        """Start a run of the vision graph: uint8 [B, S, S, 3], or float32 [B, 3, S, S] in a bundle of schema 3. The
+        first ``frames`` of them count."""
+
+    def finish(self, started: StartedFrames[E]) -> EncodedFrames[E]:
+        """Wait for its end."""
 
     def add(self, keys: Sequence[Hashable], encoded: EncodedFrames[E], *, first: int = 0) -> None:
         """Add frames of ``encoded``, from number ``first`` on, at most ``free``; their FrameEmbeddings carry
@@ -120,11 +133,13 @@ class CaptionGenerator:
     def unfinished(self) -> int:
         return len(self._spent)
 
-    def encode(self, pixels: Feed, frames: int) -> EncodedFrames[CrossAttentionCache]:
-        spent = {"vision": 0.0}
-        with timed(spent, "vision"):
-            image = self._model.encode_image(pixels, frames)
-        return EncodedFrames(image, spent["vision"] / frames)
+    def start(self, pixels: Feed, frames: int) -> StartedFrames[CrossAttentionCache]:
+        began = time.perf_counter()
+        return StartedFrames(self._model.encode_image(pixels, frames), frames, began)
+
+    def finish(self, started: StartedFrames[CrossAttentionCache]) -> EncodedFrames[CrossAttentionCache]:
+        wait_for(next(iter(started.values.values.values())))
+        return EncodedFrames(started.values, _milliseconds(started))
 
     def add(self, keys: Sequence[Hashable], encoded: EncodedFrames[CrossAttentionCache], *, first: int = 0) -> None:
         spent = {"copy": 0.0}
@@ -161,6 +176,10 @@ class CaptionGenerator:
         self._spent.clear()
 
 
+def _milliseconds(started: StartedFrames[Any]) -> float:
+    return (time.perf_counter() - started.began) * 1e3 / started.frames
+
+
 class CaptionRetriever:
     """Finds the nearest caption of a fixed set. ``graph``: the bundle's ``clip``; ``spec``: ``manifest.vlm``."""
 
@@ -175,17 +194,17 @@ class CaptionRetriever:
     def unfinished(self) -> int:
         return len(self._found)
 
-    def encode(self, pixels: Feed, frames: int) -> EncodedFrames[dict[str, npt.NDArray[Any]]]:
-        spent = {"vision": 0.0}
-        with timed(spent, "vision"):
-            found = self.vision.run({"pixels": pixels}, ["vector", "caption_index"])
+    def start(self, pixels: Feed, frames: int) -> StartedFrames[Any]:
+        began = time.perf_counter()
+        return StartedFrames(self.vision.run_values({"pixels": pixels}, ["vector", "caption_index"]), frames, began)
+
+    def finish(self, started: StartedFrames[Any]) -> EncodedFrames[Any]:
+        found = {name: value.numpy() for name, value in started.values.items()}
         check_shape(found["vector"], (len(found["caption_index"]), None), output="vector")
         check_shape(found["caption_index"], (len(found["vector"]),), output="caption_index")
-        return EncodedFrames(found, spent["vision"] / frames)
+        return EncodedFrames(found, _milliseconds(started))
 
-    def add(
-        self, keys: Sequence[Hashable], encoded: EncodedFrames[dict[str, npt.NDArray[Any]]], *, first: int = 0
-    ) -> None:
+    def add(self, keys: Sequence[Hashable], encoded: EncodedFrames[Any], *, first: int = 0) -> None:
         """See Captioner. Raises DataError (``bad_graph``) for a caption index that is not in the manifest."""
         for row, key in enumerate(keys, first):
             caption = Caption(self._caption(int(encoded.values["caption_index"][row])), ())

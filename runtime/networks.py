@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,10 +10,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from .backends.session import Feed, Session, check_shape
-from .captioner import Captioner, EncodedFrames, FrameEmbedding
+from .backends.session import Feed, Session, Value, check_shape
+from .captioner import Captioner, FrameEmbedding, StartedFrames
 from .clip_job import ClipJob
-from .clip_records import timed
 from .pipeline_options import rounded_up
 from .video.clip_reader import PreparedClip
 
@@ -34,6 +34,15 @@ class ClipBatch:
     jobs: tuple[ClipJob, ...]
     cnn_frames: Feed | None
     captioned: tuple[FrameBatch, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StartedClips:
+    """A run of graph ``cnn`` that may not have ended."""
+
+    jobs: tuple[ClipJob, ...]
+    vectors: Value
+    began: float  # on time.perf_counter
 
 
 class _BatchMemory:
@@ -59,8 +68,8 @@ class _BatchMemory:
 
 
 class Networks:
-    """``batch`` clips at once. Each of ``put_together``, ``run_cnn``, ``encode`` and ``write`` may have a thread of
-    its own."""
+    """``batch`` clips at once. ``put_together``, the runs of ``cnn``, those of the vision graph and ``write`` may have
+    a thread each."""
 
     def __init__(self, captioner: Captioner[Any] | None, cnn: Session | None, batch: int) -> None:
         self.captioner, self._cnn = captioner, cnn
@@ -86,21 +95,25 @@ class Networks:
                 captioned.append(FrameBatch(tuple(key for key, _ in some), pixels))
         return ClipBatch(tuple(job for job, _ in clips), cnn_frames, tuple(captioned))
 
-    def run_cnn(self, batch: ClipBatch) -> list[ClipJob]:
-        """Run graph ``cnn`` on all clips (paper eq. 7); return those that are done with it."""
+    def start_cnn(self, batch: ClipBatch) -> StartedClips | None:
+        """Start graph ``cnn`` on all clips (paper eq. 7); None where the extractor has none."""
         if self._cnn is None or batch.cnn_frames is None:
-            return []
-        spent = {"cnn": 0.0}
-        with timed(spent, "cnn"):
-            vectors = self._cnn.run({"frames": batch.cnn_frames}, ["embedding"])["embedding"]
-        check_shape(vectors[: len(batch.jobs)], (len(batch.jobs), None), output="embedding")
-        share = spent["cnn"] / len(batch.jobs)
-        return [job for job, vector in zip(batch.jobs, vectors, strict=False) if job.set_cnn(vector, share)]
+            return None
+        began = time.perf_counter()
+        vectors = self._cnn.run_values({"frames": batch.cnn_frames}, ["embedding"])["embedding"]
+        return StartedClips(batch.jobs, vectors, began)
 
-    def encode(self, frames: FrameBatch) -> EncodedFrames[Any]:
-        """Run the vision graph."""
+    def finish_cnn(self, started: StartedClips) -> list[ClipJob]:
+        """Wait for the end of the run; return the clips that are done with it."""
+        jobs, vectors = started.jobs, started.vectors.numpy()
+        check_shape(vectors[: len(jobs)], (len(jobs), None), output="embedding")
+        share = (time.perf_counter() - started.began) * 1e3 / len(jobs)
+        return [job for job, vector in zip(jobs, vectors, strict=False) if job.set_cnn(vector, share)]
+
+    def start_vision(self, frames: FrameBatch) -> StartedFrames[Any]:
+        """Start the vision graph."""
         assert self.captioner is not None
-        return self.captioner.encode(frames.pixels, len(frames.keys))
+        return self.captioner.start(frames.pixels, len(frames.keys))
 
     def write(self) -> list[ClipJob]:
         """Do a part of the captioner's work; return the clips that are done with it."""

@@ -12,21 +12,23 @@ stage that is ahead waits.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..base.files import Stopped
-from .captioner import Captioner, EncodedFrames
+from .captioner import Captioner, EncodedFrames, StartedFrames
 from .clip_job import ClipJob
-from .networks import ClipBatch, FrameBatch, Networks
+from .networks import ClipBatch, FrameBatch, Networks, StartedClips
 from .video.clip_reader import PreparedClip
 from .video.read_ahead import FINISH_WITHIN_S, ReadAhead, ReadClip, RefusedClip
 
 T = TypeVar("T")
 _QUEUED = 2  # batches between two stages: one that is next, one that is being copied
 _POLL_S = 0.2
+_SWITCH_S = 0.0005  # a thread that wants to go on waits so long for Python's lock, and not 5 ms, the default
 _COLLECT_S = 0.005  # between two looks at whether a stage waits for a batch that is not full
 
 
@@ -78,11 +80,12 @@ class OneThread:
 
     def _start(self, batch: ClipBatch) -> list[ClipJob]:
         """Run ``cnn`` and begin the captions; return the clips that are done."""
-        done = self._networks.run_cnn(batch)
+        started = self._networks.start_cnn(batch)
+        done = self._networks.finish_cnn(started) if started is not None else []
         captioner = self._networks.captioner
         for frames in batch.captioned:
             assert captioner is not None
-            encoded, added = self._networks.encode(frames), 0
+            encoded, added = captioner.finish(self._networks.start_vision(frames)), 0
             while True:
                 count = min(captioner.free, len(frames.keys) - added)
                 captioner.add(frames.keys[added : added + count], encoded, first=added)
@@ -115,6 +118,8 @@ class ThreadPerStage:
             threading.Thread(target=self._guarded, args=(loop,), name=f"flamest{loop.__name__}", daemon=True)
             for loop in loops
         ]
+        self._switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(_SWITCH_S, self._switch_s))
         for thread in self._threads:
             thread.start()
 
@@ -140,6 +145,7 @@ class ThreadPerStage:
             channel.close()
         for thread in self._threads:
             thread.join()
+        sys.setswitchinterval(self._switch_s)
         self._ahead.cancel()
         if self._networks.captioner is not None:
             self._networks.captioner.cancel()
@@ -178,13 +184,29 @@ class ThreadPerStage:
                     channel.put(batch)
 
     def _run_cnn(self) -> None:
+        """Batches -> vectors. A run begins before the one before it has been waited for."""
+        started: StartedClips | None = None
         while True:
-            self._finish(self._networks.run_cnn(self._cnn.get()))
+            batch = self._cnn.get() if started is None else self._cnn.poll()
+            following = self._networks.start_cnn(batch) if batch is not None else None
+            if started is not None:
+                self._finish(self._networks.finish_cnn(started))
+            started = following
 
     def _encode(self) -> None:
+        """Batches -> encoded frames, in the same way."""
+        captioner = self._networks.captioner
+        assert captioner is not None
+        started: tuple[FrameBatch, StartedFrames[Any]] | None = None
+        left: list[FrameBatch] = []
         while True:
-            for frames in self._vision.get().captioned:
-                self._encoded.put((frames, self._networks.encode(frames)))
+            if not left:
+                batch = self._vision.get() if started is None else self._vision.poll()
+                left = list(batch.captioned) if batch is not None else []
+            following = (left[0], self._networks.start_vision(left.pop(0))) if left else None
+            if started is not None:
+                self._encoded.put((started[0], captioner.finish(started[1])))
+            started = following
 
     def _write(self) -> None:
         """Generate captions; frames that are encoded take the places of finished ones."""

@@ -77,7 +77,8 @@ class Networks:
             while frames or captioner.unfinished:
                 while frames and captioner.free > 0:
                     at, frame = frames.popleft()
-                    captioner.add([(at, frame)], captioner.encode(clips[at].captioned[frame][None], 1))
+                    started = captioner.start(clips[at].captioned[frame][None], 1)
+                    captioner.add([(at, frame)], captioner.finish(started))
                 for each in captioner.advance():
                     at, frame = each.key  # type: ignore[misc]
                     found[at][frame] = each

@@ -125,6 +125,12 @@ def shape_of(value: Value) -> Shape:
     return tuple(value.numpy().shape if found is None else found)
 
 
+def wait_for(value: Value) -> None:
+    """Wait until the value is computed, where its backend starts runs without waiting for them."""
+    if (wait := getattr(value, "wait", None)) is not None:
+        wait()
+
+
 def on_host(feed: Feed) -> Array:
     """The feed as an array."""
     return feed if isinstance(feed, np.ndarray) else feed.numpy()

@@ -52,6 +52,11 @@ class DeviceValue:
         """On the host; waits until it is computed. bfloat16 becomes float32, exactly."""
         return self.dtype.values_of(self.bits())
 
+    def wait(self) -> None:
+        """Wait until it is computed."""
+        self.device.calls.use()
+        host_wait(self.device.calls, self.held.block.accesses.written)
+
     def bits(self) -> Array:
         """The same as it is on the device: bfloat16 as uint16."""
         return self.device.download(self)
