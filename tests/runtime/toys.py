@@ -146,6 +146,50 @@ def text_graph(w):
     )
 
 
+def with_form_4(name, model):
+    """``vision`` that takes bytes, ``text`` that chooses the token and slides its window; other graphs as they are."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    graph, node = model.graph, helper.make_node
+    if name == "vision":
+        (pixels,) = graph.input
+        graph.input.remove(pixels)
+        graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", IMAGE, IMAGE, 3]))
+        for each in graph.node:
+            each.input[:] = ["normalised" if one == "pixels" else one for one in each.input]
+        first = [
+            node("Cast", ["pixels"], ["whole"], to=TensorProto.FLOAT),
+            node("Div", ["whole", "n255"], ["share"]),
+            node("Sub", ["share", "mean"], ["centred"]),
+            node("Div", ["centred", "std"], ["scaled"]),
+            node("Transpose", ["scaled"], ["normalised"], perm=[0, 3, 1, 2]),
+        ]
+        rest = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*first, *rest])
+        for key, value in (("n255", 255.0), ("mean", 0.5), ("std", 0.25)):
+            graph.initializer.append(numpy_helper.from_array(np.float32(value), key))
+    if name == "text":
+        for each in graph.node:
+            for names in (each.input, each.output):
+                names[:] = [one.replace("present_", "all_") for one in names]
+        graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), "axis2"))
+        graph.initializer.append(numpy_helper.from_array(np.array([1 << 30], np.int64), "far"))
+        graph.node.extend([
+            node("Shape", ["token_ids"], ["tokens"], start=1, end=2),
+            *(
+                node("Slice", [f"all_{part}_00", "tokens", "far", "axis2"], [f"present_{part}_00"])
+                for part in ("key", "value")
+            ),
+            node("ArgMax", ["logits"], ["next_token"], axis=-1, keepdims=0),
+        ])  # fmt: skip
+        for each in graph.output:
+            if each.name.startswith("present_"):
+                each.type.tensor_type.shape.dim[2].dim_param = "past"
+        graph.output.append(helper.make_tensor_value_info("next_token", TensorProto.INT64, ["batch"]))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def words_graph(w):
     """hidden = tanh(h + attention(h) own): the text model without the image."""
     node = helper.make_node
@@ -260,8 +304,10 @@ def write_bundle(
     extractor="blip+slow",
     attention_mode="bidirectional",
     captioned_frames=1,
+    form=3,
 ) -> Path:
-    """A complete bundle of toy graphs in ``folder`` (made), its hashes and manifest right."""
+    """A complete bundle of toy graphs in ``folder`` (made), its hashes and manifest right. ``form``: of the graphs, 3
+    or 4 (runtime/bundle/manifest.py)."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder.mkdir(parents=True)
@@ -280,8 +326,9 @@ def write_bundle(
     if cnn is not None:
         graphs["cnn"] = cnn_graph(w, cnn.network)
     for name, model in graphs.items():
+        model = with_form_4(name, model) if form == 4 else model
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
-    write_manifest(folder, extraction_seed, extractor=extractor, vlm=vlm, cnn=cnn)
+    write_manifest(folder, extraction_seed, extractor=extractor, vlm=vlm, cnn=cnn, schema=form)
     return folder
 
 
@@ -319,6 +366,8 @@ def write_manifest(folder: Path, extraction_seed=0, **changes) -> Manifest:
         if name == "cnn" and fields["cnn"] is not None:
             frames = NETWORKS[fields["cnn"].network]
             inputs = (Tensor("frames", "float32", ("batch", 3, frames, SLOW_SIZE, SLOW_SIZE)),)
+        if name == "vision" and fields["schema"] == 4:
+            inputs = (Tensor("pixels", "uint8", ("batch", IMAGE, IMAGE, 3)),)
         graphs[name] = Graph(f"{name}.onnx", 17, inputs, (), {}, precision, {})
     manifest = Manifest(**({"graphs": graphs} | fields))
     (folder / "bundle.json").write_bytes(encode_manifest(manifest))
