@@ -144,7 +144,7 @@ class Extractor:
 
     @property
     def pipeline(self) -> dict[str, PipelineSizes]:
-        """What was chosen, by the device of the largest networks: ``cuda:0`` or ``cpu``."""
+        """The chosen sizes, by the device of the largest networks: ``cuda:0`` or ``cpu``."""
         return {"cuda:0" if self._on_device else "cpu": self.sizes}
 
     @property
@@ -198,7 +198,7 @@ class Extractor:
 
 
 def _machine(manifest: Manifest, opening: OpeningOptions, graphs: Iterable[Session | None]) -> PipelineMachine:
-    """What an extraction's sizes follow from, where these graphs are its largest."""
+    """The facts that an extraction's sizes follow from, where these graphs are its largest."""
     on_device = any(graph is not None and not graph.computes_on_host for graph in graphs)
     gpu = (machine_facts() if opening.facts is None else opening.facts).gpu if on_device else None
     text = manifest.graphs.get("text")

@@ -35,7 +35,7 @@ class PipelineOptions:
 
 @dataclass(frozen=True)
 class PipelineSizes:
-    """What an extraction uses. Smaller where an engine takes no larger batch."""
+    """Sizes that an extraction uses; smaller where an engine takes no larger batch."""
 
     readers: int
     batch: int
@@ -44,7 +44,7 @@ class PipelineSizes:
 
 @dataclass(frozen=True)
 class PipelineMachine:
-    """What the sizes follow from."""
+    """Facts that the sizes follow from."""
 
     cores: int  # that this extraction may use
     memory_bytes: int  # that it may use

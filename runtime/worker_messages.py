@@ -14,7 +14,7 @@ from .video.decoder import DecodeLimits
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker opens its extractor with. It travels pickled, from the process that started it."""
+    """Everything that a worker opens its extractor with. It travels pickled, from the process that started it."""
 
     bundle: Path
     needs_gpu: bool
