@@ -248,6 +248,8 @@ def simulated_extractor(rates: Rates, pipeline: PipelineOptions, *, gpu_mb: int 
         def __init__(self, *_: object) -> None:
             self.placements: dict[str, Any] = {}
 
+        def close(self) -> None: ...
+
         def open(self, name: str) -> SimulatedSession:
             largest = 1 << 12 if name == "keyframes" else 128
             return SimulatedSession(name, device, rates.device, largest_batch=largest)

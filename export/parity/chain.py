@@ -67,6 +67,9 @@ class ModuleSession:
     def borrow(self, array: npt.NDArray[Any]) -> Value:
         return _Held(array)
 
+    def close(self) -> None:
+        """Nothing: its memory is the host's."""
+
     def rows(self, input_name: str, shape: Shape) -> Rows:
         (dtype,) = (tensor.dtype for tensor in self.spec.inputs if tensor.name == input_name)
         return HostRows(shape, dtype, borrow=self.borrow)

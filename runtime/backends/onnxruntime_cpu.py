@@ -49,6 +49,9 @@ class OrtSession:
     def rows(self, input_name: str, shape: Shape) -> Rows:
         return HostRows(shape, DTYPES[self._types[input_name]], borrow=self.borrow, view=_view)
 
+    def close(self) -> None:
+        """Nothing: its memory is the host's."""
+
     def value(self, of: Feed) -> Value:
         return cast(Value, of if _is_own(of) else as_value(on_host(of)))
 

@@ -91,6 +91,9 @@ class OpenVinoSession:
             ).error()
         return cls(compiled, computed, name)
 
+    def close(self) -> None:
+        """Nothing: its memory is the host's."""
+
     def value(self, of: Feed) -> Value:
         return of if isinstance(of, HostValue) else HostValue(np.array(on_host(of)))
 

@@ -81,6 +81,9 @@ class Session(Protocol):
         """Zeroed memory where this session computes, in the type of the input ``input_name``. ``shape``: that of the
         whole, rows first."""
 
+    def close(self) -> None:
+        """Give back what it holds on a device. Values that were computed stay valid."""
+
     def borrow(self, array: Array) -> Value:
         """A Value over the array's own memory where the session computes on the host, else a copy. The caller
         keeps the array alive, and changes it only between runs."""
