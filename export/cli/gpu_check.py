@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ...base.console import command
-from ...base.errors import DataError
+from ...base.errors import DataError, UsageError
 from ...base.options import JsonOption
 
 
@@ -49,6 +50,15 @@ def gpu_check(
             "run. About 6 GB for the full size.",
         ),
     ] = None,
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bundle",
+            metavar="PRECISION=DIR",
+            help="A bundle of that precision which was exported before, elsewhere too: it is copied and not exported "
+            "here. May be given several times.",
+        ),
+    ] = None,
     step: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,6 +96,7 @@ def gpu_check(
         tuple(batch or BATCHES),
         dry,
         work,
+        ready_bundles(bundle or ()),
         tuple(step or ()),
     )
     path, report = check_gpu(request, (lambda text: None) if as_json else print)
@@ -109,6 +120,20 @@ def gpu_check(
         "dry": report["dry"],
         "claims": {verdict: counts.count(verdict) for verdict in ("proved", "refuted", "not tested")},
     }
+
+
+def ready_bundles(words: Sequence[str]) -> dict[str, Path]:
+    """From ``bf16=DIR``; raises UsageError for another form."""
+    found = {}
+    for word in words:
+        precision, equals, folder = word.partition("=")
+        if not (precision and equals and folder):
+            raise UsageError(
+                f"--bundle {word}: expected PRECISION=DIR",
+                fix="flamest-export gpu-check --precision bf16 --bundle bf16=DIR",
+            )
+        found[precision] = Path(folder)
+    return found
 
 
 def show_claims(report: dict[str, Any]) -> None:

@@ -21,13 +21,16 @@ def one_layer(_: argparse.Namespace) -> dict[str, Any]:
     return build_and_run()
 
 
-def miniworld(words: argparse.Namespace) -> dict[str, Any]:
-    """Copy the bundle that comes with the package: engines are added to it."""
+def copy(words: argparse.Namespace) -> dict[str, Any]:
+    """Copy a bundle, or the one that comes with the package (``miniworld``): engines are added to the copy."""
     import shutil
 
+    from ...runtime.bundle.opening import open_bundle
     from ...runtime.bundle.packaged import resolve_bundle
 
-    shutil.copytree(resolve_bundle(Path("miniworld")), words.bundle, dirs_exist_ok=True)
+    source = resolve_bundle(words.source)
+    open_bundle(source)  # damaged files are named before hours are spent on them
+    shutil.copytree(source, words.bundle, dirs_exist_ok=True)
     return {"bundle": str(words.bundle)}
 
 
@@ -75,7 +78,7 @@ def torch(words: argparse.Namespace) -> dict[str, Any]:
 
 PROBES: Mapping[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], tuple[str, ...]]] = {
     "one-layer": (one_layer, ()),
-    "miniworld": (miniworld, ("bundle",)),
+    "copy": (copy, ("source", "bundle")),
     "profiles": (profiles, ("bundle",)),
     "cuda-graphs": (cuda_graphs, ("bundle",)),
     "tf32": (tf32, ("bundle",)),
@@ -85,6 +88,7 @@ PROBES: Mapping[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], tuple
     "torch": (torch, ("--weights", "--batch")),
 }
 _TAKES: Mapping[str, dict[str, Any]] = {
+    "source": {"type": Path},
     "bundle": {"type": Path},
     "--weights": {"required": True},
     "--backend": {"required": True},

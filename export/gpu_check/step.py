@@ -28,11 +28,13 @@ class StepPlan:
     usual_s: float  # estimated, on a GPU machine; only for the time that is announced
     program: str = EXPORT
     needs: tuple[str, ...] = ()
+    private: frozenset[str] = frozenset()  # words that name this machine's folders
 
     @property
     def typed(self) -> str:
-        """The command as a person types it."""
-        return " ".join((_TYPED[self.program], *self.words))
+        """The command as a person types it; of a private word the last part."""
+        shown = (Path(word).name if word in self.private else word for word in self.words)
+        return " ".join((_TYPED[self.program], *shown))
 
 
 @dataclass(frozen=True)

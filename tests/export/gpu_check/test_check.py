@@ -262,6 +262,19 @@ def test_every_step_has_a_time_limit_beyond_its_usual_time(tmp_path):
         assert 3 * plan.usual_s <= plan.limit_s <= 2 * 3600
 
 
+def test_a_ready_bundle_is_copied_and_its_folder_is_not_in_the_report(tmp_path):
+    ready = tmp_path / "somebody" / "bundle"
+    plans = plan_steps(GpuCheckRequest(tmp_path, precisions=("bf16",), bundles={"bf16": ready}))
+    build = next(plan for plan in plans if plan.name == "bf16: build")
+    assert build.words == ("copy", str(ready), "bundle-bf16")
+    assert build.typed == f"python -m {PROBE} copy bundle bundle-bf16"
+
+
+def test_a_ready_bundle_needs_its_precision(tmp_path):
+    result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--bundle", "folder", "--json"])
+    assert result.exit_code == 2
+
+
 def test_one_step_runs_with_those_that_it_needs(tmp_path):
     request = GpuCheckRequest(tmp_path, only=("profiles",))
     assert [plan.name for plan in plan_steps(request)] == ["bf16: build", "bf16: engines", "profiles"]
