@@ -167,6 +167,7 @@ class BenchWorker:
             "operators": by_operator(found.layers),
             "layers": by_layer(found.layers),
             "files": list(found.files),
+            "trtexec": found.trtexec,
         }
 
     def measure_peak(self, precision: str) -> float | None:

@@ -116,7 +116,7 @@ def _show_graph(backend: str, graph: str, row: Mapping[str, Any], layers: int) -
     print(f"  a run {row['ms']:.2f} ms{_arithmetic(row)}")
     memory = ", ".join(f"{what} {mb:.1f}" for what, mb in row["memory_mb"].items() if mb is not None)
     print(f"  memory, MB: {memory}")
-    if "trtexec" in row:
+    if row["trtexec"]:
         print(f"  the same engine by TensorRT's own tool:\n    {row['trtexec']}")
     if row["note"]:
         print(f"  note: {row['note']}")

@@ -15,7 +15,7 @@ from typing import Any
 from ...base.files import sha256_file
 from ...runtime.backends.tensorrt.build_process import build_engine_in_child
 from ...runtime.backends.tensorrt.builder import EngineRequest
-from ...runtime.bundle.graph_records import EngineOptions, Tensor
+from ...runtime.bundle.graph_records import EngineOptions
 from ..bench.inputs import usual_sizes
 from ..graphs.export import write_graph
 from ..graphs.spec import GraphSpec, cnn_spec
@@ -30,8 +30,8 @@ REPEATS = 30
 def compare_forms(weights: str) -> dict[str, Any]:
     """Milliseconds of both forms in fp32 with TF32 at each of ``BATCHES``, and the seconds of their builds."""
     video = open_video(parse_source("slow", weights))
-    flat = cnn_spec(video.network, video.net, video.form)
-    deep = dataclasses.replace(flat, module=_three_dimensional(video.net, flat.inputs[0]))
+    flat = cnn_spec(video.network, video.net, video.form, video.preprocessing)
+    deep = dataclasses.replace(flat, module=_three_dimensional(video.net))
     return {"frame_by_frame": _measure(flat), "three_dimensional": _measure(deep)}
 
 
@@ -48,7 +48,7 @@ def _measure(spec: GraphSpec) -> dict[str, Any]:
     return {"build_seconds": built.seconds, "batches": batches}
 
 
-def _three_dimensional(net: Any, frames: Tensor) -> Any:
+def _three_dimensional(net: Any) -> Any:
     """The stem and stages of the network as they are, and the mean of their output."""
     import torch
     from torch import nn
@@ -58,12 +58,9 @@ def _three_dimensional(net: Any, frames: Tensor) -> Any:
             super().__init__()
             self.blocks = nn.ModuleList(net.blocks[:-1])
 
-        def forward(self, given: torch.Tensor) -> torch.Tensor:
-            x = given
-            if frames.dtype == "uint8":  # [batch, K, S, S, 3]
-                x = given.permute(0, 4, 1, 2, 3).float() / 255
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
             for block in self.blocks:
-                x = block(x)
-            return x.mean(dim=(2, 3, 4))
+                frames = block(frames)
+            return frames.mean(dim=(2, 3, 4))
 
     return ThreeDimensional().eval()

@@ -74,7 +74,9 @@ def _steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
 def _build_step(request: GpuCheckRequest, precision: str) -> StepPlan:
     name, out = f"{precision}: build", bundle_folder(precision)
     if precision in request.bundles:
-        ready = str(request.bundles[precision].resolve())
+        folder = request.bundles[precision]
+        # Steps run in another folder. A name without a folder may be that of a bundle that comes with the package.
+        ready = str(folder.resolve()) if folder.is_dir() else str(folder)
         return StepPlan(name, ("copy", ready, out), 600, 10, PROBE, private=frozenset({ready}))
     return StepPlan(name, _build(request, out, _precision_words(precision)), 3600, 300)
 

@@ -59,13 +59,13 @@ class TorchChain:
 
     def frames(self, batch: int) -> tuple[Any, Any]:
         size, form = self._model.config.vision_config.image_size, self._form
-        make = self._torch.randn
-        kind = {"device": self.device, "dtype": self._kind}
-        return make(batch, 3, size, size, **kind), make(batch, 3, form.frames, form.crop, form.crop, **kind)
+        shapes = ((batch, 3, size, size), (batch, 3, form.frames, form.crop, form.crop))
+        pixels, motion = (self._torch.randn(shape, device=self.device, dtype=self._kind) for shape in shapes)
+        return pixels, motion
 
     def run(self, pixels: Any, motion: Any) -> dict[str, float]:
         """Milliseconds of each stage for one batch."""
-        torch, text, taken = self._torch, self._model.text_decoder, {}
+        torch, text, taken = self._torch, self._model.text_decoder, dict[str, float]()
         config = self._model.config.text_config
         with torch.no_grad():
             image = self._timed(taken, "vision", lambda: self._vision(pixels).last_hidden_state)

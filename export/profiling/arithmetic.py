@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...runtime.bundle.value_types import drop_large_constants
 from ..bench.inputs import axis_size
-from ..graphs.views import drop_large_constants
 
 # By operator, the positions of the first operand and of a convolution's weight
 _MATMULS = {"MatMul": 0, "Gemm": 0, "MatMulInteger": 0, "QLinearMatMul": 0}

@@ -29,6 +29,7 @@ class LayerTimes:
     note: str = ""  # a limit of these times
     memory: dict[str, float] = field(default_factory=dict)  # MB, by what it is: "file", "engine", "scratch"
     files: tuple[str, ...] = ()  # dumps that were kept
+    trtexec: str = ""  # command of TensorRT's own tool that builds the same engine
 
 
 def median_run(taken: Sequence[float], runs: int, *, first: bool) -> float:

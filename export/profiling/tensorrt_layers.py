@@ -34,8 +34,9 @@ from ...runtime.backends.tensorrt.supply import (
     engine_key,
     local_build_options,
 )
+from ...runtime.backends.tensorrt.trtexec import trtexec_command
 from ...runtime.backends.unavailable import Code, unavailable
-from ...runtime.bundle.graph_records import EngineRecord
+from ...runtime.bundle.graph_records import EngineOptions, EngineRecord
 from ..bench.inputs import axis_size
 from .records import LayerTime, LayerTimes, median_run
 
@@ -54,7 +55,7 @@ def measure_engine(asked: LayerQuestion, facts: MachineFacts) -> LayerTimes:
     Raises the errors of engine.py and builder.py, GPU_MEMORY, PROFILE_RANGE, BACKEND_FAILED.
     """
     trt = import_tensorrt()
-    file, size = find_engine_file(asked, facts)
+    file, size, options = find_engine_file(asked, facts)
     CudaCalls(import_cuda_runtime(), facts.device).use()  # TensorRT loads an engine on the thread's GPU
     loaded = load_engine(trt, file)
     graph = asked.bundle.manifest.graphs[asked.graph]
@@ -74,23 +75,24 @@ def measure_engine(asked: LayerQuestion, facts: MachineFacts) -> LayerTimes:
         note="" if detailed else NAMES_ONLY,
         memory={"engine": size / 1e6, "scratch": int(loaded.engine.device_memory_size_v2) / 1e6, **run.memory_mb},
         files=(dump.name,),
+        trtexec=trtexec_command(Path(graph.file), graph, options),
     )
 
 
-def find_engine_file(asked: LayerQuestion, facts: MachineFacts) -> tuple[EngineFile, int]:
-    """The engine to profile, and its bytes: the bundle's, else that of this machine's cache, built if need be."""
+def find_engine_file(asked: LayerQuestion, facts: MachineFacts) -> tuple[EngineFile, int, EngineOptions]:
+    """The engine to profile, its bytes and build options: the bundle's, else the cache's, which is built if need be."""
     manifest, name = asked.bundle.manifest, asked.graph
     candidates = rank_backends(name, manifest.graphs[name], facts, asked.opening.backend_options)
     record = next((each.engine for each in candidates if each.unavailable is None and each.engine is not None), None)
     if record is not None and (not asked.detailed or record.options.detailed):
         entry = manifest.files[record.file]
-        return _engine_file(asked, asked.bundle.path / record.file, entry.sha256, record), entry.bytes
+        return _engine_file(asked, asked.bundle.path / record.file, entry.sha256, record), entry.bytes, record.options
     options = msgspec.structs.replace(local_build_options(manifest, name), detailed=asked.detailed)
     target = BuildTarget(facts, options, open_cache())
     key = engine_key(facts, manifest.files[manifest.graphs[name].file].sha256, target.options)
     kept = cached_engine(asked.bundle, name, target, _NoProgress())
     path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
-    return _engine_file(asked, path, sha256_bytes(kept.data), kept.record), len(kept.data)
+    return _engine_file(asked, path, sha256_bytes(kept.data), kept.record), len(kept.data), kept.record.options
 
 
 def _engine_file(asked: LayerQuestion, path: Path, sha256: str, record: EngineRecord) -> EngineFile:

@@ -264,6 +264,7 @@ def test_every_step_has_a_time_limit_beyond_its_usual_time(tmp_path):
 
 def test_a_ready_bundle_is_copied_and_its_folder_is_not_in_the_report(tmp_path):
     ready = tmp_path / "somebody" / "bundle"
+    ready.mkdir(parents=True)
     plans = plan_steps(GpuCheckRequest(tmp_path, precisions=("bf16",), bundles={"bf16": ready}))
     build = next(plan for plan in plans if plan.name == "bf16: build")
     assert build.words == ("copy", str(ready), "bundle-bf16")

@@ -129,7 +129,7 @@ def _build(logger, config):
         config.progress_monitor.step_complete(phase, 0)
         config.progress_monitor.phase_finish(phase)
     options = (config.builder_optimization_level, str(config.hardware_compatibility_level))
-    version = bytes([*(int(part) for part in __version__.split(".")[:3]), 7])
+    version = bytes([*(int(part) for part in __version__.split(".")), 7][:4])  # 10.3's package states no build
     parts = (f"{_seen['sha256']} {options}".encode(), json.dumps(_seen["profiles"]).encode(), _seen["model"])
     return b"ftrt" + bytes(20) + version + b"\0".join(parts)
 
