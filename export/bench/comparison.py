@@ -29,6 +29,7 @@ from .process import BenchProcess
 
 REFERENCE = "onnxruntime"  # that the others are compared with
 FULL_BATCHES = 2  # that go through the pipeline at least
+TOO_LARGE = ("GPU_MEMORY", "PROFILE_RANGE")  # errors of a batch, after which smaller ones run as before
 COMPARED_BATCH = 16  # the largest that the reference computes too: on a CPU it takes long
 OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, compared between two backends
 
@@ -195,11 +196,30 @@ def measure_graph(run: BenchRun, graph: str, request: BenchRequest, scratch: Pat
     wanted = {name: run.batches(name, request.batches) for name in run.processes}
     for batch in sorted({each for batches in wanted.values() for each in batches}):
         names = [name for name, batches in wanted.items() if batch in batches]
+        names = [name for name in names if name in run.processes]
+        too_large = _too_large(run, graph, batch, [name for name in names if graph in run.measured[name].graphs])
+        for name, problem in too_large.items():
+            run.measured[name].graphs[graph]["batches"][str(batch)] = {"batch": batch, "problem": problem}
+        names = [name for name in names if name not in too_large]
         for name, row in _measure_batch(run, graph, batch, names, request.repeats, scratch).items():
             found = run.measured[name].graphs
             found.setdefault(graph, {**row, "batches": {}})["batches"][str(batch)] = row
             if batch == run.measured[name].pipeline["batch"]:
                 found[graph] |= row
+
+
+def _too_large(run: BenchRun, graph: str, batch: int, names: Sequence[str]) -> dict[str, str]:
+    """Backends of ``names``, all of which ran a smaller batch, that lack the memory for this one, with the reason."""
+    problems = {}
+    for name in names:
+        try:
+            run.processes[name].ask("open_graph", graph, batch)
+        except FlamestError as error:
+            if error.code in TOO_LARGE:
+                problems[name] = error.message
+            else:
+                run.drop(name, error)
+    return problems
 
 
 def _measure_batch(

@@ -120,6 +120,9 @@ def show_bench(figures: Mapping[str, Any]) -> None:
 
 
 def _show_graph(graph: str, row: Mapping[str, Any]) -> None:
+    if "problem" in row:
+        print(f"  {graph:12} batch {row['batch']} does not run: {row['problem']}")
+        return
     sizes = ", ".join(f"{word} {size}" for word, size in row["sizes"].items())
     compared = row["beside_reference"]
     other = f"; {compared['max_rel']:.1e}, cosine {compared['min_cosine']:.6f}" if compared else ""

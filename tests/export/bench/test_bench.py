@@ -9,7 +9,15 @@ import signal
 import numpy as np
 import pytest
 from flamest.export.bench.child import BenchJob, gpu_used_mb, peak_mb, resident_mb
-from flamest.export.bench.comparison import REFERENCE, _in_order, difference
+from flamest.export.bench.comparison import (
+    REFERENCE,
+    BenchRequest,
+    BenchRun,
+    _in_order,
+    _Measured,
+    difference,
+    measure_graph,
+)
 from flamest.export.bench.inputs import FRAMES, pick_clips, render_clips
 from flamest.export.bench.process import BackendFailed, BenchProcess
 from flamest.export.cli.main import app
@@ -134,3 +142,26 @@ def test_rendered_clips_are_real_files_and_the_same_every_time(tmp_path):
 def test_memory_is_that_of_this_process():
     assert 0 < resident_mb() <= peak_mb()
     assert gpu_used_mb() is None or gpu_used_mb() > 0
+
+
+def test_a_batch_that_is_too_large_leaves_the_smaller_ones(tmp_path):
+    class Process:
+        def ask(self, question, *arguments):
+            if question == "open_graph":
+                if arguments[1] == 128:
+                    raise BackendFailed("out of memory", code="GPU_MEMORY", fix="")
+                return {"where": "GPU", "precision": "bf16", "sizes": {"batch": arguments[1]}}
+            if question == "close_graph":
+                np.savez(arguments[0], a=np.zeros(1))
+                return {"peak_mb": 1.0, "gpu_mb": None}
+            return 2.0
+
+    run = BenchRun.__new__(BenchRun)
+    run.refused, run.processes = {}, {"tensorrt": Process()}
+    run.measured = {"tensorrt": _Measured(pipeline={"batch": 16})}
+    measure_graph(run, "cnn", BenchRequest(tmp_path, repeats=3, batches=(1, 16, 128)), tmp_path)
+    row = run.measured["tensorrt"].graphs["cnn"]
+    assert row["batch"] == 16
+    assert row["batches"]["128"] == {"batch": 128, "problem": "out of memory"}
+    assert row["batches"]["1"]["p50_ms"] == 2.0
+    assert not run.refused
