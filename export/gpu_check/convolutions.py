@@ -1,7 +1,5 @@
 """Slow as convolutions of single frames, the form that is exported, and as three-dimensional ones, in TensorRT.
 
-The second leaves Slow's head out: it is small, and written for the first form.
-
 Not run on hardware yet.
 """
 
@@ -19,6 +17,7 @@ from ...runtime.bundle.graph_records import EngineOptions
 from ..bench.inputs import usual_sizes
 from ..graphs.export import write_graph
 from ..graphs.spec import GraphSpec, cnn_spec
+from ..networks.slow_i3d import pooled_module
 from ..weights.loading import open_video
 from ..weights.source import parse_source
 from .engine_trials import NoProgress, opened_engine, time_session
@@ -31,7 +30,7 @@ def compare_forms(weights: str) -> dict[str, Any]:
     """Milliseconds of both forms in fp32 with TF32 at each of ``BATCHES``, and the seconds of their builds."""
     video = open_video(parse_source("slow", weights))
     flat = cnn_spec(video.network, video.net, video.form, video.preprocessing)
-    deep = dataclasses.replace(flat, module=_three_dimensional(video.net))
+    deep = dataclasses.replace(flat, module=pooled_module(video.net))
     return {"frame_by_frame": _measure(flat), "three_dimensional": _measure(deep)}
 
 
@@ -46,21 +45,3 @@ def _measure(spec: GraphSpec) -> dict[str, Any]:
             str(batch): time_session(session, graph, usual_sizes(graph, batch, frames=1), REPEATS) for batch in BATCHES
         }
     return {"build_seconds": built.seconds, "batches": batches}
-
-
-def _three_dimensional(net: Any) -> Any:
-    """The stem and stages of the network as they are, and the mean of their output."""
-    import torch
-    from torch import nn
-
-    class ThreeDimensional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList(net.blocks[:-1])
-
-        def forward(self, frames: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                frames = block(frames)
-            return frames.mean(dim=(2, 3, 4))
-
-    return ThreeDimensional().eval()
