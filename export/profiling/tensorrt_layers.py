@@ -31,7 +31,6 @@ from ...runtime.backends.tensorrt.supply import (
     ENGINE_SUFFIX,
     BuildTarget,
     cached_engine,
-    engine_key,
     local_build_options,
 )
 from ...runtime.backends.tensorrt.trtexec import trtexec_command
@@ -89,9 +88,8 @@ def find_engine_file(asked: LayerQuestion, facts: MachineFacts) -> tuple[EngineF
         return _engine_file(asked, asked.bundle.path / record.file, entry.sha256, record), entry.bytes, record.options
     options = msgspec.structs.replace(local_build_options(manifest, name), detailed=asked.detailed)
     target = BuildTarget(facts, options, open_cache())
-    key = engine_key(facts, manifest.files[manifest.graphs[name].file].sha256, target.options)
     kept = cached_engine(asked.bundle, name, target, _NoProgress())
-    path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
+    path = target.cache.folder / f"{target.key(manifest, name).digest}{ENGINE_SUFFIX}"
     return _engine_file(asked, path, sha256_bytes(kept.data), kept.record), len(kept.data), kept.record.options
 
 
