@@ -22,6 +22,7 @@ from .network_errors import is_disk_full, network_problem
 from .releases import BY_SOURCE, Release, pinned_revision
 from .source import WeightSource
 
+OFFICIAL = "https://huggingface.co"
 COMPANIONS = ("config.json", "tokenizer.json", "vocab.txt", "preprocessor_config.json")
 SAFETENSORS, PICKLE = WEIGHT_FILES
 _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
@@ -151,12 +152,15 @@ def _not_fetched(repository: str, error: Exception, fix: str) -> FlamestError:
 
 def _check_content(folder: Path, repository: str, names: tuple[str, ...]) -> None:
     """Raise UnreachableError (``bad_download``) unless every file is the one that the cache names it after."""
+    from huggingface_hub import constants
+
+    official = constants.ENDPOINT.rstrip("/") == OFFICIAL
     for name in names:
         pointer = folder / name
-        if not pointer.is_symlink():
+        if not pointer.is_symlink() or not pointer.exists():
             continue  # a cache without links names files by their paths
         blob = pointer.parent / os.readlink(pointer)
-        if blob.parent.name == "blobs" and not _is_named_after_content(blob, FileStamp.of(blob)):
+        if blob.parent.name == "blobs" and not _is_named_after_content(blob, FileStamp.of(blob), official=official):
             pointer.unlink(missing_ok=True)
             blob.unlink(missing_ok=True)
             raise UnreachableError(
@@ -167,14 +171,15 @@ def _check_content(folder: Path, repository: str, names: tuple[str, ...]) -> Non
 
 
 @functools.lru_cache(maxsize=64)
-def _is_named_after_content(blob: Path, stamp: FileStamp) -> bool:
+def _is_named_after_content(blob: Path, stamp: FileStamp, *, official: bool) -> bool:
     """True unless the file's name is a hash of Git LFS or Git, and not that of its content.
 
-    ``stamp``: of the file, so that one that was compared is not read again.
+    ``stamp``: of the file, so that one that was compared is not read again. ``official``: it is from the hub itself; a
+    mirror may name small files by a hash of its own making.
     """
     if _SHA256.fullmatch(blob.name):
         digest = hashlib.sha256()
-    elif _GIT_SHA1.fullmatch(blob.name):
+    elif official and _GIT_SHA1.fullmatch(blob.name):
         digest = hashlib.sha1(b"blob %d\0" % stamp.size, usedforsecurity=False)
     else:
         return True

@@ -74,7 +74,7 @@ RELEASES = (
         bytes=133_546_016,
         sha256="b3b3357ead25631ec9c57362ff2128a92d0427e01e2cd184951a44380c3f2e9d",
         stated_by="its first 8 digits by the publisher, in the file's name; all of it, with the size, by one public "
-        "repository (read November 2026)",
+        "repository (read November 2026); torchvision states the same size (127.359 MiB)",
     ),
     Release("slow", "slow_r50", "", "SLOW_8x8_R50.pyth", _ZOO, 32_454_096),
     Release("i3d", "i3d_r50", "", "I3D_8x8_R50.pyth", _ZOO, 28_043_472),
