@@ -138,7 +138,7 @@ class Int8Draft:
             count[0] += 1
             self.tell(count[0] / len(mine))
 
-        feeds = spread(self.calibrated.feeds, MEASURED_FEEDS)
+        feeds = [first_row(feed) for feed in spread(self.calibrated.feeds, MEASURED_FEEDS)]
         costs = product_costs(
             model, mine, self.seen, feeds, values_too=self.kind.static, threads=self.threads, measured=measured
         )
@@ -216,6 +216,11 @@ def runnable(path: Path, graph: Graph) -> Any:
 
     half = "bfloat16" in graph.dtype_histogram or any(tensor.dtype == "bfloat16" for tensor in graph.outputs)
     return onnx.load_from_string(emulate_bf16(path)) if half else onnx.load(str(path))
+
+
+def first_row(feed: Feeds) -> Feeds:
+    """The first clip or frame of a feed."""
+    return {name: array[:1] for name, array in feed.items()}
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:

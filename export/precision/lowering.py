@@ -14,7 +14,7 @@ from ..graphs.spec import GraphSpec
 from ..parity.chain import ModuleSession
 from .calibration import CalibrationClips, CalibrationSets, calibration_sets
 from .choice import FP32, PrecisionChoice
-from .draft import Calibrated, Int8Draft, draft_int8, spread
+from .draft import Calibrated, Int8Draft, draft_int8, first_row, spread
 from .dtypes import check_precision
 from .half import half_spec
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form
@@ -103,7 +103,7 @@ def draft_lowered(
     """
     wide = half_spec(spec, lowering.choice.rest, text=lowering.choice.of("text"))
     graph = write_graph(wide, scratch)
-    reference, chosen = ModuleSession(spec), spread(held_out, HELD_OUT_FEEDS)
+    reference, chosen = ModuleSession(spec), [first_row(each) for each in spread(held_out, HELD_OUT_FEEDS)]
     calibrated = Calibrated(feeds, chosen, [reference.run(each) for each in chosen])
     return draft_int8(
         graph,
