@@ -39,6 +39,7 @@ def test_every_call_of_the_stand_in_takes_what_the_genuine_one_takes(fake_cuda):
         ours = list(inspect.signature(vars(fake_cuda.FakeCuda)[name]).parameters)[1:]
         theirs = list(inspect.signature(getattr(genuine, name)).parameters)
         assert [word.lower() for word in ours] == [word.lower() for word in theirs] or len(ours) == len(theirs), name
+    assert not genuine.cudaError_t.cudaSuccess  # as CudaCalls asks it
     for name in ("cudaHostAllocDefault", "cudaStreamNonBlocking", "cudaEventBlockingSync", "cudaEventDisableTiming"):
         assert getattr(genuine, name) == getattr(fake_cuda.FakeCuda, name)
     for kind in (fake_cuda.cudaError_t, fake_cuda.cudaMemcpyKind, fake_cuda.cudaStreamCaptureMode):
