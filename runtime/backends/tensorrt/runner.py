@@ -71,9 +71,8 @@ class TensorRtSession:
 
     @property
     def largest_batch(self) -> int | None:
-        """See Session: the largest first axis that every input has in one profile; None when it is fixed."""
-        free = [[one.largest[0] for one in ranges if _is_free(one)] for ranges in self.profiles]
-        return max((min(sizes) for sizes in free if sizes), default=None)
+        """See Session: the largest first axis that all inputs may have in one profile."""
+        return max(min(one.largest[0] for one in ranges) for ranges in self.profiles)
 
     @property
     def replays(self) -> int:
@@ -152,10 +151,6 @@ class TensorRtSession:
 def _range(engine: Any, name: str, profile: int) -> InputRange:
     smallest, usual, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, profile))
     return InputRange(name, smallest, usual, largest)
-
-
-def _is_free(one: InputRange) -> bool:
-    return bool(one.largest) and one.smallest[0] != one.largest[0]
 
 
 def _distance(ranges: Sequence[InputRange], shapes: Mapping[str, Shape]) -> float:

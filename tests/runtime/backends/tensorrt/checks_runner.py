@@ -98,6 +98,8 @@ def test_the_names_and_the_usual_sizes_are_the_engines(step):
     assert (session.inputs, session.outputs) == (("token_ids", "past"), ("logits", "present"))
     assert session.usual == {"token_ids": ((2, 1), np.int64), "past": ((2, 8, W), np.float32)}
     assert (session.where, session.largest_batch) == ("TensorRT on a stand-in", 4)
+    single = {name: [(1, *sizes[1:]) for sizes in ranges] for name, ranges in STEP.items()}
+    assert step.another(EngineSpec(INPUTS, CAPTION_STEP.outputs, [single], grown, grow)).largest_batch == 1
 
 
 def test_the_cache_stays_on_the_device_from_step_to_step(step):
