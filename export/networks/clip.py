@@ -100,8 +100,8 @@ def clip_module(model: Any, captions: Tensor) -> nn.Module:
         def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
             image = self.projection(self.vision(pixels).pooler_output)
             # The nearest by cosine: the image's own length does not change which it is.
-            index = torch.matmul(image, self.directions).argmax(dim=-1)
-            return torch.cat([image, self.captions[index]], dim=-1), index
+            index = torch.matmul(image, self.directions.to(image.dtype)).float().argmax(dim=-1)
+            return torch.cat([image.float(), self.captions[index]], dim=-1), index
 
     return Clip().eval()
 
