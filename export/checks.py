@@ -131,9 +131,23 @@ def _interface(graph: Graph, view: GraphView) -> Iterator[str]:
     words = {word for tensor in (*graph.inputs, *graph.outputs) for size in tensor.shape for word in _words(size)}
     for word in sorted(words - graph.axes.keys()):
         yield f"axis '{word}' has no range"
+    yield from _uses(graph, words)
     for word, axis in graph.axes.items():
         if not 0 <= axis.smallest <= axis.usual <= axis.largest or axis.largest < 1:
             yield f"axis '{word}' ranges from {axis.smallest} over {axis.usual} to {axis.largest}"
+
+
+def _uses(graph: Graph, words: set[str]) -> Iterator[str]:
+    """Every use has a range for every axis, within that of the graph; the last covers them all."""
+    for use in graph.uses:
+        for word in sorted(words - use.axes.keys()):
+            yield f"use '{use.name}': axis '{word}' has no range"
+        for word, axis in use.axes.items():
+            whole = graph.axes.get(word)
+            if whole is None or not whole.smallest <= axis.smallest <= axis.usual <= axis.largest <= whole.largest:
+                yield f"use '{use.name}': axis '{word}' ranges from {axis.smallest} to {axis.largest}: not the graph's"
+            elif use is graph.uses[-1] and (axis.smallest, axis.largest) != (whole.smallest, whole.largest):
+                yield f"use '{use.name}' is the last and does not cover axis '{word}'"
 
 
 def _words(size: int | str) -> list[str]:

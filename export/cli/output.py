@@ -10,7 +10,7 @@ from ...base.console import say
 from ..weights.releases import licence_warning
 
 if TYPE_CHECKING:
-    from ...runtime.bundle.graph_records import ChainParity, GraphParity, Int8Arithmetic, Parity
+    from ...runtime.bundle.graph_records import ChainParity, Graph, GraphParity, Int8Arithmetic, Parity
     from ...runtime.bundle.manifest import Manifest
     from ...runtime.bundle.signature import PublicKey
 
@@ -106,6 +106,7 @@ def show_manifest(
             f"error {parity.max_rel:.1e}, cosine {parity.min_cosine:.6f} "
             f"({parity.ran_on})"
         )
+        say(f"                {_interface(graph)}")
         for kind, operators in graph.dtype_histogram.items():
             say(f"                {kind}: {', '.join(f'{count} {name}' for name, count in operators.items())}")
         if graph.int8 is not None:
@@ -121,6 +122,13 @@ def show_manifest(
     for note in manifest.notes:
         say(f"  note          {note}")
     say("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+
+
+def _interface(graph: Graph) -> str:
+    """Inputs of a graph, the keys and values of all layers as one, and its optimisation profiles."""
+    kinds = {tensor.name.rstrip("0123456789_"): tensor.dtype for tensor in graph.inputs}
+    taken = "takes " + ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())
+    return f"{taken}; profiles: {', '.join(use.name for use in graph.uses)}" if graph.uses else taken
 
 
 def _widths(manifest: Manifest) -> str:
