@@ -45,5 +45,5 @@ def bytes_module(module: nn.Module, rule: FramePreprocessing) -> nn.Module:
 
 def normalise_bytes(rgb: npt.NDArray[np.uint8], rule: FramePreprocessing) -> npt.NDArray[np.float32]:
     """The same on the host, to the same bits: uint8 [..., S, S, 3] -> float32 [..., 3, S, S]."""
-    mean, std = np.float32(rule.mean), np.float32(rule.std)
+    mean, std = (np.asarray(values, np.float32) for values in (rule.mean, rule.std))
     return np.ascontiguousarray(np.moveaxis((rgb / np.float32(255) - mean) / std, -1, -3))

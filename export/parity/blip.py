@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
-from ...runtime.backends.session import Session
+from ...runtime.backends.session import Feed, Session
 from ...runtime.bundle.manifest import MASKED_SCORE, VisionLanguage, layer_names
 from ...runtime.vision_language import TokenIds, VisionLanguageModel
 from ..networks.blip import key_values, resumed, text_shape
@@ -141,7 +141,12 @@ def _compare_text(reference: _Reference, text: Session, written: WrittenGraphs) 
     cross = written.caches("text", reference.cross)
 
     def run(tokens: npt.NDArray[np.int64], first: int, past: Mapping[str, npt.NDArray[Any]], mask: Any) -> Any:
-        feeds = {**_tokens(tokens, first), "mask": np.ascontiguousarray(mask, dtype=np.float32), **past, **cross}
+        feeds: dict[str, Feed] = {
+            **_tokens(tokens, first),
+            "mask": np.ascontiguousarray(mask, dtype=np.float32),
+            **past,
+            **cross,
+        }
         return text.run(feeds)
 
     def compared(got: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, npt.NDArray[np.float32]]) -> Comparison:

@@ -63,8 +63,8 @@ class WrittenGraphs:
     def compared_as(self, name: str) -> Precision:
         """The precision whose limits hold for the graph: an fp32 one may round what it gives to half precision."""
         given = {tensor.dtype for tensor in self.graphs[name].outputs}
-        rounded = next((precision for precision, dtype in HALVES.items() if dtype in given), "fp32")
-        return rounded if self.precision(name) == "fp32" else self.precision(name)
+        halves: list[Precision] = [precision for precision, dtype in HALVES.items() if dtype in given]
+        return halves[0] if halves and self.precision(name) == "fp32" else self.precision(name)
 
     def ran_on(self, name: str) -> str:
         return WHERE if self._has_bf16(name) else "ONNX Runtime CPU"

@@ -18,7 +18,7 @@ from flamest.runtime.bundle.value_types import value_types
 
 
 def written(spec, folder, **by_graph):
-    return write_lowered(spec, folder, Lowering(PrecisionChoice(by_graph)), spec.frames)
+    return write_lowered(spec, folder, Lowering(PrecisionChoice(by_graph)))
 
 
 @pytest.mark.parametrize("precision", HALVES)
