@@ -9,6 +9,7 @@ from typing import Any, Literal
 from .plan import GpuCheckRequest
 from .step import Step
 
+UNREADABLE = "its evidence cannot be read"
 Verdict = Literal["proved", "refuted", "not tested"]
 
 
@@ -82,13 +83,18 @@ class Claim:
 
 def decide(claim: Claim, evidence: Evidence) -> Decision:
     """The decision on a claim; stand-ins decide nothing that only hardware can show."""
-    if evidence.dry and not claim.in_dry:
+    found = _judge(claim, evidence)
+    if evidence.dry and not claim.in_dry and UNREADABLE not in found.why:
         return Decision("not tested", "a dry run: stand-ins show nothing about hardware")
+    return found
+
+
+def _judge(claim: Claim, evidence: Evidence) -> Decision:
     try:
         return claim.decide(evidence)
     except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         # Steps ended in 0 with an output that has another form: the report says so, and the other claims are decided.
-        return Decision("not tested", f"its evidence cannot be read ({type(error).__name__}: {error})")
+        return Decision("not tested", f"{UNREADABLE} ({type(error).__name__}: {error})")
 
 
 def proved(why: str, **evidence: Any) -> Decision:

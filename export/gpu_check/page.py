@@ -9,8 +9,8 @@ _SIGNS = {"proved": "proved", "refuted": "**REFUTED**", "not tested": "not teste
 
 
 def render_page(report: Mapping[str, Any]) -> str:
-    """The page: verdict, claims, what to do next, speed, differences, steps."""
-    lines = [*_head(report), *_claims(report), *_next(report), *_speed(report), *_results(report), *_steps(report)]
+    """The page: result, claims, speed, differences, steps, and at the end what to do next."""
+    lines = [*_head(report), *_claims(report), *_speed(report), *_results(report), *_steps(report), *_summary(report)]
     return "\n".join(lines) + "\n"
 
 
@@ -23,7 +23,7 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
         yield "> **DRY RUN.** Every number below is marked (dry): it is a stand-in's, and says nothing about a GPU."
         yield ""
     state = "" if report["finished"] else " The run was interrupted: it is not finished."
-    yield f"Result: **{'ok' if report['ok'] else 'NOT ok'}**.{state}"
+    yield f"Result: **{'ok' if report['ok'] else 'NOT ok'}**{_dry(report)}.{state}"
     yield ""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(machine["versions"].items()))
     yield f"- GPU: {gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_mb']} MB"
@@ -34,13 +34,8 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _claims(report: Mapping[str, Any]) -> Iterator[str]:
-    counts = {
-        verdict: sum(row["verdict"] == verdict for row in report["claims"])
-        for verdict in ("proved", "refuted", "not tested")
-    }
     yield "## Claims"
     yield ""
-    yield ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + "."
     yield "A required claim that is refuted makes the report not ok."
     yield ""
     yield "| claim | verdict | why |"
@@ -51,12 +46,18 @@ def _claims(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _next(report: Mapping[str, Any]) -> Iterator[str]:
-    yield "## What to do next"
+def _summary(report: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "## Summary, and what to do next"
+    yield ""
+    yield "| verdict | claims | |"
+    yield "|---|---|---|"
+    for verdict, sign in _SIGNS.items():
+        keys = [row["claim"] for row in report["claims"] if row["verdict"] == verdict]
+        yield f"| {sign} | {len(keys)}{_dry(report)} | {', '.join(keys)} |"
     yield ""
     for line in report["next"]:
         yield f"- {_cell(line)}"
-    yield ""
 
 
 def _speed(report: Mapping[str, Any]) -> Iterator[str]:

@@ -56,7 +56,7 @@ def make_report(
         "failed": failed,
         "refuted": broken,
         "claims": claims,
-        "next": next_steps(claims, failed),
+        "next": next_steps(claims, failed, dry=request.dry),
         "refused": refused[False],
         "refused_as_expected": refused[True],
         "beside_fp32_cuda": compare_with_fp32(steps),
@@ -90,12 +90,14 @@ def step_row(step: Step, *, dry: bool) -> dict[str, Any]:
     }
 
 
-def next_steps(claims: Sequence[Mapping[str, Any]], failed: Sequence[str]) -> list[str]:
+def next_steps(claims: Sequence[Mapping[str, Any]], failed: Sequence[str], *, dry: bool = False) -> list[str]:
     """Advice for every claim that was refuted, the required ones first, and for failed steps."""
     refuted = sorted((row for row in claims if row["verdict"] == "refuted"), key=lambda row: not row["required"])
     advice = [f"{row['claim']}: {row['advice']}" for row in refuted]
     if failed:
         advice.append(f"steps failed ({', '.join(failed)}): 'problem' of each in the report holds its error output")
+    if dry and not advice:
+        return ["run make gpu-check on a machine with an NVIDIA GPU: only there are the other claims decided"]
     return advice or ["attach the report to an issue: nothing of this has run on hardware before"]
 
 

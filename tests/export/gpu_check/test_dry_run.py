@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flamest.export.gpu_check.evidence import UNREADABLE
 
 RIG = Path(__file__).parents[2] / "tensorrt_rig"
 # All but the steps that load PyTorch: those of the whole dry run. Engines of the mini-world take seconds.
@@ -66,6 +67,10 @@ def test_a_dry_run_decides_what_stand_ins_can_show(dry):
         assert verdicts[claim] == ("not tested", "a dry run: stand-ins show nothing about hardware")
 
 
+def test_every_claim_can_read_what_the_steps_wrote(dry):
+    assert [row["why"] for row in dry[1]["claims"] if UNREADABLE in row["why"]] == []
+
+
 def test_a_dry_report_cannot_be_taken_for_a_real_one(dry):
     _, report, page = dry
     assert report["dry"] is True
@@ -89,6 +94,7 @@ def test_a_wrong_engine_is_refuted_and_the_report_not_ok(one_rig, tmp_path):
     assert "engines_right" in report["refuted"]
     assert "**REFUTED**" in page
     assert any(line.startswith("engines_right: ") for line in report["next"])
+    assert "- engines_right: " in page.partition("## Summary")[2]
 
 
 @pytest.mark.soak
