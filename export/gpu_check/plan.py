@@ -61,10 +61,10 @@ def plan_steps(request: GpuCheckRequest) -> tuple[StepPlan, ...]:
 def _steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     yield StepPlan("doctor", ("doctor",), 300, 10)
     yield StepPlan("one layer", ("one-layer",), 900, 30, PROBE)
-    yield StepPlan("default: build", _build(request, "default", ()), 3600, 240)
+    yield StepPlan("default: build", _build(request, "default", ()), 3600, 240, makes="default")
     for precision in request.precisions:
         yield _build_step(request, precision)
-    yield StepPlan(f"{MINIWORLD}: build", ("copy", MINIWORLD, MINIWORLD), 300, 5, PROBE)
+    yield StepPlan(f"{MINIWORLD}: build", ("copy", MINIWORLD, MINIWORLD), 300, 5, PROBE, makes=MINIWORLD)
     for precision in (*request.precisions, MINIWORLD):
         yield from _bundle_steps(request, precision)
     yield from _speed_steps(request)
@@ -77,8 +77,8 @@ def _build_step(request: GpuCheckRequest, precision: str) -> StepPlan:
         folder = request.bundles[precision]
         # Steps run in another folder. A name without a folder may be that of a bundle that comes with the package.
         ready = str(folder.resolve()) if folder.is_dir() else str(folder)
-        return StepPlan(name, ("copy", ready, out), 600, 10, PROBE, private=frozenset({ready}))
-    return StepPlan(name, _build(request, out, _precision_words(precision)), 3600, 300)
+        return StepPlan(name, ("copy", ready, out), 600, 10, PROBE, makes=out, private=frozenset({ready}))
+    return StepPlan(name, _build(request, out, _precision_words(precision)), 3600, 300, makes=out)
 
 
 def _build(request: GpuCheckRequest, out: str, words: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ class StepPlan:
     usual_s: float  # estimated, on a GPU machine; only for the time that is announced
     program: str = EXPORT
     needs: tuple[str, ...] = ()
+    makes: str = ""  # folder that it makes: what an interrupted run left there is removed first
     private: frozenset[str] = frozenset()  # words that name this machine's folders
 
     @property
@@ -63,6 +65,8 @@ Say = Callable[[str], None]
 def run_step(plan: StepPlan, scratch: Path, say: Say) -> Step:
     """Run the command in ``scratch``, where its bundles are; after the plan's limit it is killed, and has failed."""
     say(f"{plan.name}: {plan.typed}")
+    if plan.makes:
+        shutil.rmtree(scratch / plan.makes, ignore_errors=True)
     started = time.monotonic()
     command = [sys.executable, "-m", plan.program, *plan.words, "--json"]
     # A session of its own: a step's own children (bench has one per backend) must end with it, or they keep the GPU.

@@ -276,6 +276,14 @@ def test_a_ready_bundle_needs_its_precision(tmp_path):
     assert result.exit_code == 2
 
 
+def test_what_an_interrupted_build_left_is_removed_first(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "old.plan").write_bytes(b"of another run")
+    plan = StepPlan("build", ("copy", str(tmp_path / "nothing"), "bundle"), 60, 1, PROBE, makes="bundle")
+    assert run_step(plan, tmp_path, lambda text: None).exit_code == 65
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_one_step_runs_with_those_that_it_needs(tmp_path):
     request = GpuCheckRequest(tmp_path, only=("profiles",))
     assert [plan.name for plan in plan_steps(request)] == ["bf16: build", "bf16: engines", "profiles"]
