@@ -13,11 +13,21 @@ import json
 import os
 import resource
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from flamest.base.child_process import ChildProcess
+from flamest.runtime import device_workers
+from flamest.runtime.backends.options import DEFAULT_OPTIONS
 from flamest.runtime.clip_records import Clip
+from flamest.runtime.device_workers import DeviceWorkers
+from flamest.runtime.devices import Device
 from flamest.runtime.extractor import PipelineOptions
+from flamest.runtime.video.decoder import DecodeLimits
+from flamest.runtime.worker_messages import WorkerSetup
 
 from .record import store_result
 from .simulated_gpu import Rates, simulated_extractor
@@ -25,6 +35,7 @@ from .simulated_gpu import Rates, simulated_extractor
 RATES = (100.0, 300.0, 1200.0)  # clips per second
 MARGIN = 1.5  # by which the faster side is faster
 SECONDS = 12.0  # of one measurement, without the first clips, which fill the pipeline
+WORKERS, CRASH_RATE, CRASH_CLIPS = 4, 100.0, 2400  # a worker is a process with a simulated GPU of its own
 READING_MS = 74.0  # processor time of a decoder process and its preparing: a 7 s H.264 clip of 320 × 240 (FACTS)
 
 
@@ -37,7 +48,13 @@ def measure() -> dict[str, Any]:
             ("readers", Rates(device=MARGIN * rate, readers=rate)),
         ):
             found.append({"clips_per_second": rate, "slower": slower, **_measure(rates, rate)})
-    return {"load": os.getloadavg()[0], "seconds": SECONDS, "reading_ms": READING_MS, "rates": found}
+    return {
+        "load": os.getloadavg()[0],
+        "seconds": SECONDS,
+        "reading_ms": READING_MS,
+        "rates": found,
+        "one_of_four_workers_killed": _crash(),
+    }
 
 
 def _measure(rates: Rates, rate: float) -> dict[str, float]:
@@ -64,6 +81,39 @@ def _measure(rates: Rates, rate: float) -> dict[str, float]:
         "batch": sizes.batch,
         "captions": sizes.captions,
     }
+
+
+def _crash() -> dict[str, Any]:
+    """Four workers, of which one is killed when a third of the clips is done: which clips come back, and how fast."""
+    each, clips = CRASH_RATE / WORKERS, [Clip(Path(f"{number}"), "0" * 64) for number in range(CRASH_CLIPS)]
+    with mock.patch.object(device_workers, "ChildProcess", partial(_simulated_worker, each)):
+        workers = DeviceWorkers.open([(Device(), _SETUP)] * WORKERS)
+        with closing(workers):
+            found: list[str] = []
+            began = time.perf_counter()
+            for done in workers.extract_all(clips):
+                found.append(str(done.clip.path))
+                if len(found) == CRASH_CLIPS // 3:
+                    workers.processes[0].interrupt()
+            seconds = time.perf_counter() - began
+            crashes = [vars(crash) for crash in workers.crashes]
+    return {
+        "workers": WORKERS,
+        "clips": CRASH_CLIPS,
+        "lost": len(clips) - len(set(found)),
+        "twice": len(found) - len(set(found)),
+        "crashes": crashes,
+        "clips_per_second": len(found) / seconds,
+        "rate_of_the_workers": CRASH_RATE,
+    }
+
+
+def _simulated_worker(rate: float, _program: str, *, environment: dict[str, str]) -> ChildProcess:
+    readers = max(2, round(0.08 * 1.5 * rate))
+    return ChildProcess("bench.simulated_worker", str(rate), str(readers), environment=environment)
+
+
+_SETUP = WorkerSetup(Path("simulated"), False, 1, PipelineOptions(), DecodeLimits(), (), DEFAULT_OPTIONS)
 
 
 def _cpu_s() -> float:

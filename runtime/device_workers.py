@@ -12,7 +12,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -44,6 +44,7 @@ MOST_ATTEMPTS = 2  # of one clip
 MOST_STARTS = 3  # of a worker that finishes nothing
 SILENT_S = 1200.0  # a worker that has clips and says nothing for so long hangs: a clip takes 2 × 120 s, a run 360 s
 _AHEAD = 8  # clips that a worker has in addition to those that it works on
+_MOST_MESSAGES = 32  # of one worker that are taken before clips are handed out again
 _POLL_S = 0.2
 _MESSAGE_S = 60.0
 
@@ -120,6 +121,11 @@ class DeviceWorkers:
         return workers
 
     @property
+    def processes(self) -> list[ChildProcess]:
+        """The workers' processes."""
+        return [worker.process for worker in self._workers]
+
+    @property
     def decoder_peak_mb(self) -> float:
         """Largest resident memory of the workers and their decoders so far, MB."""
         return sum(worker.peak_mb for worker in self._workers)
@@ -137,11 +143,10 @@ class DeviceWorkers:
                 return
             if not self._workers:
                 raise self._last_error or _none_left_error()
-            finished = False
-            for result in self._receive(_POLL_S if exhausted or not self._room() else 0.0):
-                finished = True
-                yield result
-            if finished:
+            found = list(self._receive(_POLL_S if exhausted or not self._room() else 0.0))
+            for number, result in enumerate(found, 1):
+                yield replace(result, more=number < len(found))
+            if found:
                 until = None
             elif stop():
                 until = until or time.monotonic() + FINISH_WITHIN_S
@@ -177,14 +182,17 @@ class DeviceWorkers:
         return False
 
     def _receive(self, timeout_s: float) -> Iterator[ExtractionResult]:
-        """Take what the workers have to say; yield the outcomes of clips."""
-        ready = ready_channels([worker.process.channel for worker in self._workers], timeout_s)
-        for worker in tuple(self._workers):
-            if worker.process.channel in ready:
-                yield from self._take(worker)
-            elif worker.held and time.monotonic() - worker.heard > SILENT_S:
-                worker.process.kill()
-                yield from self._replace(worker, f"gave no result for {SILENT_S:g} s")
+        """Take what the workers have to say, a few messages of each; yield the outcomes of clips."""
+        for turn in range(_MOST_MESSAGES):
+            ready = ready_channels([worker.process.channel for worker in self._workers], 0.0 if turn else timeout_s)
+            for worker in tuple(self._workers):
+                if worker.process.channel in ready:
+                    yield from self._take(worker)
+                elif worker.held and time.monotonic() - worker.heard > SILENT_S:
+                    worker.process.kill()
+                    yield from self._replace(worker, f"gave no result for {SILENT_S:g} s")
+            if not ready:
+                return
 
     def _take(self, worker: _Worker) -> Iterator[ExtractionResult]:
         try:

@@ -62,6 +62,7 @@ class ExtractionResult:
     clip: Clip
     features: ClipFeatures | None
     error: DataError | None = None
+    more: bool = False  # the next outcome is there already: both may be stored at once
 
 
 class Extractor:
@@ -138,9 +139,10 @@ class Extractor:
                 done = stages.advance(stop) if in_work else []
                 in_work -= len(done)
                 while in_order and jobs and jobs[0].done:
-                    yield self._result(jobs.popleft())
-                for job in () if in_order else done:
-                    yield self._result(job)
+                    job = jobs.popleft()
+                    yield self._result(job, more=bool(jobs) and jobs[0].done)
+                for number, job in () if in_order else enumerate(done, 1):
+                    yield self._result(job, more=number < len(done))
 
     @property
     def pipeline(self) -> dict[str, PipelineSizes]:
@@ -174,9 +176,9 @@ class Extractor:
         candidates = self.manifest.keyframes.candidates
         return KeyframeFeatures(opener.open("keyframes"), clips=self.sizes.batch, candidates=candidates)
 
-    def _result(self, job: ClipJob) -> ExtractionResult:
+    def _result(self, job: ClipJob, *, more: bool) -> ExtractionResult:
         if job.error is not None:
-            return ExtractionResult(job.clip, None, job.error)
+            return ExtractionResult(job.clip, None, job.error, more)
         vlm, cnn = self.manifest.vlm, self.manifest.cnn
         try:
             return ExtractionResult(
@@ -192,9 +194,10 @@ class Extractor:
                     stages_ms={stage: job.milliseconds(stage) for stage in self.stages},
                     warnings=job.warnings,
                 ),
+                more=more,
             )
         except DataError as error:
-            return ExtractionResult(job.clip, None, error)
+            return ExtractionResult(job.clip, None, error, more)
 
 
 def _machine(manifest: Manifest, opening: OpeningOptions, graphs: Iterable[Session | None]) -> PipelineMachine:

@@ -43,6 +43,8 @@ from .report import (
 )
 from .store import Failure, FeatureStore
 
+MOST_STORED_TOGETHER = 256  # clips; being killed costs no more than these and those in progress
+
 
 def extract_folder(
     request: ExtractRequest, *, on_clip: Callable[[], None] = lambda: None, stop: Callable[[], bool] = lambda: False
@@ -156,9 +158,14 @@ class _Extraction:
             return
         started = time.perf_counter()
         coming = extractor.extract_all(chain(measured_with, new_clips), stop=stop)
+        ready: list[ExtractionResult] = []  # that a transaction stores together: a commit takes milliseconds
         with closing(coming) as extracting, suppress(Stopped):
             for extracted in extracting:
-                self._finish(self._seen[extracted.clip.sha256], self._store_result(extracted))
+                ready.append(extracted)
+                if extracted.more and len(ready) < MOST_STORED_TOGETHER:
+                    continue
+                self._store_results(ready)
+                ready = []
                 self.spent_s = time.perf_counter() - started
                 if stop():
                     return
@@ -237,27 +244,45 @@ class _Extraction:
             else:
                 self._report(_Outcome())
 
-    def _store_result(self, extracted: ExtractionResult) -> _Outcome:
-        """Store the features, or the reason why there are none."""
-        clip, features = extracted.clip, extracted.features
-        seen = self._seen[clip.sha256]
+    def _store_results(self, extracted: Sequence[ExtractionResult]) -> None:
+        """Store the features, or the reasons why there are none, and report the outcomes."""
+        problems = [self._problem(each) for each in extracted]
+        self._store.add_all(
+            (each.clip, each.features, self._seen[each.clip.sha256].found.name)
+            for each, problem in zip(extracted, problems, strict=True)
+            if problem is None and each.features is not None
+        )
+        for each, problem in zip(extracted, problems, strict=True):
+            seen, features = self._seen[each.clip.sha256], each.features
+            if problem is not None:
+                outcome = self._failed(seen, each.clip, problem)
+            else:
+                assert features is not None
+                warnings = tuple(ClipWarning(seen.found.name, warning) for warning in features.warnings)
+                outcome = _Outcome(extracted=True, stages_ms=features.stages_ms, warnings=warnings)
+            self._finish(seen, outcome)
+
+    def _problem(self, extracted: ExtractionResult) -> DataError | None:
+        """The reason why there is nothing to store; None when there are features."""
+        seen = self._seen[extracted.clip.sha256]
+        if extracted.features is None:
+            return extracted.error or DataError("was not extracted", fix="run the command again")
         try:
-            if features is None:
-                raise extracted.error or DataError("was not extracted", fix="run the command again")
-            if _stamp(seen.found).content != seen.stamp.content:
-                raise DataError(
-                    f"{seen.found.name} changed while it was read; the next run takes it",
-                    fix="run the command again when nothing writes to the file any more",
-                    code="video_changed",
-                )
+            if _stamp(seen.found).content == seen.stamp.content:
+                return None
         except DataError as error:
-            failure = Failure(error.code, without_path(seen.found, error.message), self._request.limits.timeout_s)
-            if failure.code in REMEMBERED_CODES:
-                self._store.note_failure(seen.found.name, clip.sha256, failure)
-            return _Outcome(failed_clip(seen.found, failure))
-        self._store.add(clip, features, name=seen.found.name)
-        warnings = tuple(ClipWarning(seen.found.name, warning) for warning in features.warnings)
-        return _Outcome(extracted=True, stages_ms=features.stages_ms, warnings=warnings)
+            return error
+        return DataError(
+            f"{seen.found.name} changed while it was read; the next run takes it",
+            fix="run the command again when nothing writes to the file any more",
+            code="video_changed",
+        )
+
+    def _failed(self, seen: _Seen, clip: Clip, error: DataError) -> _Outcome:
+        failure = Failure(error.code, without_path(seen.found, error.message), self._request.limits.timeout_s)
+        if failure.code in REMEMBERED_CODES:
+            self._store.note_failure(seen.found.name, clip.sha256, failure)
+        return _Outcome(failed_clip(seen.found, failure))
 
     def close(self) -> None:
         if self._extractor is not None:

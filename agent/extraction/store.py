@@ -152,17 +152,13 @@ class FeatureStore:
 
         ``name``: the path to remember, relative to the video folder (the file's name when empty).
         """
-        row = FeatureRow(
-            clip=clip,
-            x=np.concatenate([features.vlm, features.cnn]),
-            vlm_width=len(features.vlm),
-            fingerprint=features.fingerprint,
-            precision=features.precision,
-            caption=features.caption.text,
-            keyframe=features.keyframe,
-            times_s=features.keyframe_times_s,
-        )
-        self.add_rows([(name or clip.path.name, row)])
+        self.add_all([(clip, features, name)])
+
+    def add_all(self, clips: Iterable[tuple[Clip, ClipFeatures, str]]) -> None:
+        """Store several clips as ``add`` does, in one transaction: clip, features, and name."""
+        rows = [(name or clip.path.name, _feature_row(clip, features)) for clip, features, name in clips]
+        if rows:
+            self.add_rows(rows)
 
     def add_rows(self, rows: Iterable[tuple[str, FeatureRow]]) -> None:
         """Store several clips' features, each with the path to remember, in one transaction."""
@@ -295,6 +291,19 @@ class FeatureStore:
         finally:
             if self._database.in_transaction:
                 self._rows("ROLLBACK")
+
+
+def _feature_row(clip: Clip, features: ClipFeatures) -> FeatureRow:
+    return FeatureRow(
+        clip=clip,
+        x=np.concatenate([features.vlm, features.cnn]),
+        vlm_width=len(features.vlm),
+        fingerprint=features.fingerprint,
+        precision=features.precision,
+        caption=features.caption.text,
+        keyframe=features.keyframe,
+        times_s=features.keyframe_times_s,
+    )
 
 
 def _clip_row(clip: Clip, name: str) -> tuple[str, str, str | None, str]:

@@ -1,6 +1,7 @@
 """Extraction on several devices: the store is that of one process, and a worker that ends is reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from flamest.agent.settings import load_agent_settings
 from flamest.base.errors import SettingsError
 from flamest.runtime import device_workers
 from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.extractor import Extractor
 from flamest.runtime.pipeline_options import PipelineOptions
 from typer.testing import CliRunner
 
@@ -44,6 +46,26 @@ def test_two_workers_fill_the_store_as_one_process_does(toy_bundle, videos, tmp_
     alone, shared = (stored(request.store) for request in (one, two))
     assert (shared.clips, shared.labels, shared.captions) == (alone.clips, alone.labels, alone.captions)
     np.testing.assert_array_equal(shared.x, alone.x)
+
+
+def test_outcomes_that_are_there_together_are_stored_in_one_transaction(toy_bundle, videos, tmp_path, monkeypatch):
+    groups, add_rows, extract_all = [], FeatureStore.add_rows, Extractor.extract_all
+
+    def together(self, clips, *, stop):
+        found = list(extract_all(self, clips, stop=stop))
+        for number, done in enumerate(found, 1):
+            yield replace(done, more=number not in (4, len(found)))
+
+    def counted(self, rows):
+        rows = list(rows)
+        groups.append(len(rows))
+        add_rows(self, rows)
+
+    monkeypatch.setattr(Extractor, "extract_all", together)
+    monkeypatch.setattr(FeatureStore, "add_rows", counted)
+    report = extract_folder(ExtractRequest(toy_bundle, videos, tmp_path / "s.sqlite", threads=1))
+    assert (report.extracted, groups) == (6, [4, 2])
+    assert len(stored(tmp_path / "s.sqlite").clips) == 6
 
 
 def test_a_worker_that_ends_is_reported_and_its_clip_fails(toy_bundle, videos, clips, tmp_path, monkeypatch):

@@ -243,7 +243,7 @@ def dying(monkeypatch, *endings):
     """The decoder ends with the next of ``endings`` (a signal, None: not at all) whenever clip 2 is decoded."""
     from flamest.runtime.video.decoder import VideoDecoder
 
-    keyframes, tried = VideoDecoder.keyframes, []
+    prepared, tried = VideoDecoder.prepared, []
 
     def deadly(self, candidates, chosen):
         if candidates.path.name == "2.avi":
@@ -251,9 +251,9 @@ def dying(monkeypatch, *endings):
             number = endings[min(len(tried), len(endings)) - 1]
             if number is not None:
                 os.kill(self._process.pid, number)
-        return keyframes(self, candidates, chosen)
+        return prepared(self, candidates, chosen)
 
-    monkeypatch.setattr(VideoDecoder, "keyframes", deadly)
+    monkeypatch.setattr(VideoDecoder, "prepared", deadly)
     return tried
 
 
