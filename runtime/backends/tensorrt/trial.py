@@ -57,7 +57,8 @@ def try_engine(file: EngineFile, proof: Proof, *, timeout_s: float = TRIAL_S) ->
         raise unavailable(Code.PLAN_REJECTED, evidence).error() from ended
     if isinstance(answer, Failed):
         raise BackendUnavailable.of(answer.error()).error()
-    return answer.verdict
+    verdict: Verdict = answer.verdict
+    return verdict
 
 
 def main() -> None:
