@@ -21,7 +21,7 @@ from ...bundle.graph_records import EngineOptions, Graph
 from ..bf16_emulation import emulate_bf16
 from ..onnxruntime_cpu import open_session
 from ..session import Array, Feed, Rows, Session, Shape, Value
-from .comparison_inputs import HOST_DTYPES, InputSource, Setting, compared_settings
+from .comparison_inputs import HOST_DTYPES, LARGE_BATCH, InputSource, Setting, compared_settings
 from .comparison_judge import Expected, Figures, Judge, RightResult, WrongResult
 from .profile import graph_uses
 from .verdict import Verdict
@@ -197,6 +197,8 @@ class _Runs:
         feeder, shapes = _Feeder(session, self.subject.graph, self.expected), self.shapes
         for visit in range(visits):
             for place in range(len(shapes)) if visit % 2 == 0 else range(len(shapes) - 1, -1, -1):
+                if visit > 0 and shapes[place][1] > LARGE_BATCH:
+                    continue  # gigabytes of results
                 self._run(session, feeder, *shapes[place], turn=place + visit, how=f"run {visit + 1} {how}")
 
     def run_until_replayed(self, session: Session) -> None:
@@ -205,7 +207,8 @@ class _Runs:
         feeder = _Feeder(session, self.subject.graph, self.expected)
         for place, (one, batch) in enumerate(self.shapes):
             before = getattr(session, "replays", 0)
-            for turn in range(MOST_GRAPH_RUNS):
+            most = FEWEST_GRAPH_RUNS if batch > LARGE_BATCH else MOST_GRAPH_RUNS
+            for turn in range(most):
                 self._run(session, feeder, one, batch, turn=place + turn, how=f"run {turn + 1} with CUDA graphs")
                 if turn + 1 >= FEWEST_GRAPH_RUNS and getattr(session, "replays", 0) >= before + 2:
                     break

@@ -57,7 +57,7 @@ def machine(tensorrt_rig, tmp_path):
 def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_path):
     before = read_manifest(bundle)
     (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"left by a crash before the manifest was written")
-    first = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
+    first = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine))
     assert [engine["graph"] for engine in first["plans"]] == GRAPHS
     assert all(engine["built_now"] for engine in first["plans"])
     checked = open_bundle(bundle)  # every hash, engines included
@@ -73,7 +73,7 @@ def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp
         assert engine.build_seconds >= 0
     shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
     assert shown.count("Stand-in GPU (9.0), --opt-level 4 --hardware-compat ampere+") == len(GRAPHS)
-    again = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", environment=machine))
+    again = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine))
     assert not any(engine["built_now"] for engine in again["plans"])
     assert not list(tmp_path.glob(".*"))
     kept = sorted((tmp_path / "cache" / "flamest" / "plans").iterdir(), key=lambda file: file.suffix)
@@ -94,7 +94,7 @@ def test_a_signed_bundle_stays_and_its_engines_go_to_the_cache(one_machine, bund
     pair = make_key_pair("builder", tmp_path)
     sign_bundle(bundle, pair.private_path)
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
-    words = ("engines", bundle, "--trusted-key", pair.public_path)
+    words = ("engines", bundle, "--max-batch", 4, "--trusted-key", pair.public_path)
     engines = said(run(*words, environment=one_machine))["plans"]
     assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
     folder = tmp_path / "cache" / "flamest" / "plans"
@@ -115,7 +115,7 @@ def test_a_bundle_that_no_trusted_key_signed_gets_no_engines(bundle, tmp_path):
     [("crash", "ended with signal SIGSEGV"), ("refuse", "Could not find any implementation for node {conv}")],
 )
 def test_a_build_that_fails_leaves_the_onnx_bundle_complete(one_machine, bundle, script, words):
-    done = run("engines", bundle, environment={**one_machine, "FLAMEST_SCRIPT": script})
+    done = run("engines", bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": script})
     error = said(done)["error"]
     assert done.returncode == 65
     assert error["code"] == "PLAN_BUILD"
@@ -128,7 +128,7 @@ def test_a_build_that_fails_leaves_the_onnx_bundle_complete(one_machine, bundle,
     ("script", "graph"), [("stale", "keyframes"), ("swapped", "text"), ("first_stale", "one_layer")]
 )
 def test_an_engine_that_computes_something_else_is_not_shipped(one_machine, bundle, script, graph):
-    done = run("engines", bundle, environment={**one_machine, "FLAMEST_SCRIPT": script})
+    done = run("engines", bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": script})
     error = said(done)["error"]
     assert (done.returncode, error["code"]) == (65, "ENGINE_WRONG")
     assert f"graph '{graph}'" in error["message"]
@@ -137,7 +137,7 @@ def test_an_engine_that_computes_something_else_is_not_shipped(one_machine, bund
 
 
 def test_an_engine_whose_replays_are_wrong_runs_without_cuda_graphs(one_machine, bundle):
-    engines = said(run("engines", bundle, environment={**one_machine, "FLAMEST_SCRIPT": "replays"}))["plans"]
+    engines = said(run("engines", bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": "replays"}))["plans"]
     verdicts = {engine["graph"]: engine["verdict"] for engine in engines}
     assert {name: verdict["cuda_graphs"] for name, verdict in verdicts.items()} == {
         "keyframes": True, "vision": True, "text": False, "cnn": True
@@ -148,7 +148,7 @@ def test_an_engine_whose_replays_are_wrong_runs_without_cuda_graphs(one_machine,
 def test_inspect_shows_the_verdicts_of_this_machine(one_machine, bundle):
     before = said(run("inspect", bundle, environment=one_machine))
     assert before["verdicts"] == []
-    run("engines", bundle, environment=one_machine)
+    run("engines", bundle, "--max-batch", 4, environment=one_machine)
     shown = said(run("inspect", bundle, environment=one_machine))["verdicts"]
     assert sorted(verdict["graph"] for verdict in shown) == sorted(GRAPHS)
     assert all(verdict["said"].startswith("equals its ONNX graph at ") for verdict in shown)
@@ -187,7 +187,7 @@ def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, b
 
 def test_an_export_for_tensorrt_ends_in_a_bundle_with_engines(one_machine, tmp_path):
     words = ("--backend", "tensorrt", "--extractor", "slow", "--weights", "random:tiny", "--threads", 1)
-    done = run(*words, "--tf32", "--out", tmp_path / "b", environment=one_machine)
+    done = run(*words, "--tf32", "--max-batch", 4, "--out", tmp_path / "b", environment=one_machine)
     found = said(done)
     assert done.returncode == 0, done.stderr
     assert [engine["graph"] for engine in found["plans"]] == ["keyframes", "cnn"]

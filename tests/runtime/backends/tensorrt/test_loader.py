@@ -172,10 +172,13 @@ def test_an_engine_is_built_once_after_a_notice(bundle, did, monkeypatch):
         return kept
 
     monkeypatch.setattr(loader, "cached_engine", build)
+    monkeypatch.setattr(loader, "try_first_engine", lambda *, device: first.append((device, len(built))))
+    first = []
     opener = TensorRtOpener(bundle, FACTS, notices.append)
     opener.open_built("cnn")
     opener.open_built("cnn")
     assert built == [("cnn", EngineOptions())] * 2
+    assert first == [(0, 0)]  # an engine of one layer, before the minutes
     assert ["building a TensorRT engine for Made-up GPU" in notice for notice in notices] == [True, False]
     assert "is compared" in notices[1]
     files = [file for what, file in did if what == "opened"]
