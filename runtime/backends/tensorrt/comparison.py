@@ -28,7 +28,7 @@ from .verdict import Verdict
 
 ROWS, FEW_ROWS = 7, 3  # different rows that batches are drawn from; where the CPU takes long over one, few
 SLOW_S = 3.0  # for one row of a graph on the CPU
-PLAIN_VISITS = 2  # of each shape
+PLAIN_VISITS = 2  # of each shape, two runs and one
 # With CUDA graphs: the second run is captured and the third replays it where its results get the same addresses, which
 # may alternate.
 FEWEST_GRAPH_RUNS, MOST_GRAPH_RUNS = 4, 8
@@ -191,7 +191,7 @@ class _Runs:
         return [(one, batch) for one in self.expected for batch in one.setting.batches]
 
     def run_all(self, session: Session, visits: int, how: str) -> None:
-        """Run every shape ``visits`` times, in an order that turns round, so that a shape follows different ones."""
+        """Run every shape twice at once, then again in an order that has turned round, after different ones."""
         self.judge.check_names(session)
         self.describe(f"graph {self.subject.name}: compared {how}")
         feeder, shapes = _Feeder(session, self.subject.graph, self.expected), self.shapes
@@ -199,7 +199,9 @@ class _Runs:
             for place in range(len(shapes)) if visit % 2 == 0 else range(len(shapes) - 1, -1, -1):
                 if visit > 0 and shapes[place][1] > LARGE_BATCH:
                     continue  # gigabytes of results
-                self._run(session, feeder, *shapes[place], turn=place + visit, how=f"run {visit + 1} {how}")
+                for again in range(1 if visit else 2):
+                    turn, run = 2 * (place + visit) + again, visit + again + 1
+                    self._run(session, feeder, *shapes[place], turn=turn, how=f"run {run} {how}")
 
     def run_until_replayed(self, session: Session) -> None:
         """Run every shape, with other data each time, until a CUDA graph of it was replayed twice."""

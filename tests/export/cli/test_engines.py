@@ -57,7 +57,9 @@ def machine(tensorrt_rig, tmp_path):
 def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_path):
     before = read_manifest(bundle)
     (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"left by a crash before the manifest was written")
-    first = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine))
+    first = said(
+        run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine)
+    )
     assert [engine["graph"] for engine in first["plans"]] == GRAPHS
     assert all(engine["built_now"] for engine in first["plans"])
     checked = open_bundle(bundle)  # every hash, engines included
@@ -73,7 +75,9 @@ def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp
         assert engine.build_seconds >= 0
     shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
     assert shown.count("Stand-in GPU (9.0), --opt-level 4 --hardware-compat ampere+") == len(GRAPHS)
-    again = said(run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine))
+    again = said(
+        run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine)
+    )
     assert not any(engine["built_now"] for engine in again["plans"])
     assert not list(tmp_path.glob(".*"))
     kept = sorted((tmp_path / "cache" / "flamest" / "plans").iterdir(), key=lambda file: file.suffix)
@@ -137,7 +141,9 @@ def test_an_engine_that_computes_something_else_is_not_shipped(one_machine, bund
 
 
 def test_an_engine_whose_replays_are_wrong_runs_without_cuda_graphs(one_machine, bundle):
-    engines = said(run("engines", bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": "replays"}))["plans"]
+    engines = said(run("engines", bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": "replays"}))[
+        "plans"
+    ]
     verdicts = {engine["graph"]: engine["verdict"] for engine in engines}
     assert {name: verdict["cuda_graphs"] for name, verdict in verdicts.items()} == {
         "keyframes": True, "vision": True, "text": False, "cnn": True
