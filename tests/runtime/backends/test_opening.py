@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,34 @@ def test_an_engine_that_crashes_leaves_the_graph_to_the_next_candidate(toy_bundl
         "OPENVINO_MISSING",
     ]
     assert dict(extractor.placements["text"].skipped)["plan"].code == "PLAN_MISSING"
+
+
+@pytest.mark.parametrize("wrong", ["output cross_key_00, row 2 of 3: cosine 0.41", ""], ids=["wrong", "right"])
+def test_a_wrong_engine_leaves_the_graph_to_the_next_candidate(toy_bundle, tmp_path, monkeypatch, wrong):
+    from flamest.runtime.backends.onnxruntime_cpu import open_session
+    from flamest.runtime.backends.tensorrt import loader, verdicts
+    from flamest.runtime.backends.tensorrt.verdict import Verdict
+
+    verdict = Verdict(4, 20, cuda_graphs=not wrong, closest="", seconds=1.0, wrong=wrong)
+    monkeypatch.setattr(verdicts, "try_engine", lambda file, proof: verdict)
+    monkeypatch.setattr(loader, "import_tensorrt", lambda: SimpleNamespace(__version__="10.16.1.11"))
+    monkeypatch.setattr(loader, "load_engine", lambda trt, file: "an engine")
+    monkeypatch.setattr(loader, "CudaDevice", SimpleNamespace(open=lambda *, number: f"GPU {number}"))
+    monkeypatch.setattr(loader, "TensorRtSession", lambda *args, **how: open_session(bundle.graph("vision")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = open_bundle(bundle_with_plans(toy_bundle, tmp_path))
+    opener = GraphOpener(bundle, OpeningOptions(parse_backend_options(["auto"]), 1, GPU))
+    opener.open("vision")
+    placement = opener.placements["vision"]
+    row = placement.as_json()
+    if wrong:
+        assert placement.backend == "onnxruntime"
+        assert row["refused"][0]["code"] == "ENGINE_WRONG"
+        assert wrong in row["refused"][0]["evidence"]
+        assert "verdict" not in row
+    else:
+        assert placement.backend == "tensorrt"
+        assert row["verdict"].startswith("equals its ONNX graph at 4 shapes with and without CUDA graphs")
 
 
 def test_a_required_backend_that_is_unavailable_is_an_error(toy_bundle):

@@ -245,3 +245,16 @@ def test_unknown_words_are_refused_with_the_known_ones(words, options, evidence)
 def test_no_option_leaves_the_choice_to_the_ranking():
     assert parse_backend_options([]) == BackendOptions()
     assert parse_backend_options(["auto"]) == BackendOptions()
+
+
+def test_packages_for_a_newer_cuda_than_the_drivers_are_refused_with_what_fits():
+    facts = dataclasses.replace(
+        FULL, cuda="12.8", driver="570.86", cuda_majors={"tensorrt": 13, "cuda-bindings": 13, "onnxruntime-gpu": 13}
+    )
+    found = refused(facts)
+    assert (found["plan"], found["rebuild"], found["onnxruntime-cuda"]) == ("DRIVER_TOO_OLD",) * 3
+    reasons = {one.kind: one.unavailable for one in rank_backends("cnn", GRAPH, facts, BackendOptions())}
+    assert "flamest[tensorrt-cu12]" in reasons["plan"].fix
+    assert "flamest[agent-gpu-cu12]" in reasons["onnxruntime-cuda"].fix
+    fitting = dataclasses.replace(facts, cuda_majors=dict.fromkeys(facts.cuda_majors, 12))
+    assert refused(fitting) == refused()
