@@ -8,6 +8,7 @@ file: its size and hash, and that it is no web page. Proxies are those of the en
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import http.client
 import os
@@ -72,6 +73,7 @@ def download(wanted: Wanted, to: Path, *, fix: str, pause: Callable[[float], Non
     part = to.with_name(f".{to.name}.{os.getpid()}.part")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(to)
         with part.open("wb") as file:
             _Transfer(wanted, file, part.parent, pause).run()
             file.flush()
@@ -186,6 +188,14 @@ class _Transfer:
                 f"the {self._done:,} bytes that arrived have the SHA-256 {self._digest.hexdigest()}, "
                 f"expected {self._wanted.sha256}"
             )
+
+
+def _remove_abandoned(to: Path) -> None:
+    """Remove what processes that were killed had fetched of this file."""
+    for part in to.parent.glob(f".{glob.escape(to.name)}.*.part"):
+        process = part.name.split(".")[-2]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            part.unlink(missing_ok=True)
 
 
 def _wait(error: Exception, failed: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import io
+import os
 import shutil
 from dataclasses import replace
 from email.message import Message
@@ -87,6 +88,13 @@ def test_a_server_that_ignores_ranges_sends_it_from_the_beginning(web, tmp_path)
 def test_half_a_download_is_not_kept(web, tmp_path):
     web.faults[PATH] = cut_after(DATA, 0)
     assert "the connection ended before the file did" in refused(web, tmp_path / "w").message
+
+
+def test_what_a_killed_download_left_is_removed(web, tmp_path):
+    (tmp_path / ".w.999999999.part").write_bytes(b"half")
+    (tmp_path / f".w.{os.getppid()}.part").write_bytes(b"another export, at work")
+    fetch(web, tmp_path / "w")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".w.{os.getppid()}.part", "w"]
 
 
 def test_a_web_page_is_not_kept(web, tmp_path):
