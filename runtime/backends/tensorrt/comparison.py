@@ -150,12 +150,15 @@ def _steady_rows(session: Session, feeds: Mapping[str, Array], outputs: Mapping[
     random = np.random.default_rng(0)
     noisy = {name: _with_noise(array, random) for name, array in feeds.items()}
     again = session.run(noisy, words)
-    return np.flatnonzero(np.all([(again[name] == outputs[name]).reshape(rows, -1).all(axis=1) for name in words], 0))
+    same = [(again[name] == outputs[name]).reshape(rows, -1).all(axis=1) for name in words]
+    steady: npt.NDArray[np.intp] = np.flatnonzero(np.all(same, axis=0))
+    return steady
 
 
 def _with_noise(array: Array, random: np.random.Generator) -> Array:
     if array.dtype == np.uint8:
-        return np.clip(array.astype(np.int16) + random.integers(-1, 2, size=array.shape), 0, 255).astype(np.uint8)
+        moved = array.astype(np.int16) + random.integers(-1, 2, size=array.shape)
+        return np.asarray(np.clip(moved, 0, 255), dtype=np.uint8)
     if array.dtype.kind != "f":
         return array
     return np.asarray(array * (1 + 0.01 * random.standard_normal(array.shape)), dtype=array.dtype)
