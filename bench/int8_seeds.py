@@ -75,6 +75,7 @@ def _export(words: list[str]) -> dict[str, Any]:
             }
             for graph, figures in said["int8"].items()
         },
+        "share_of_all": said["int8_share"],
         "chain": {part: cosine["smallest"] for part, cosine in said["chain"]["embeddings"].items()},
     }
 
@@ -88,7 +89,8 @@ def _summary(rows: dict[str, Any]) -> dict[str, Any]:
         "smallest_gate_cosine": min((figures["gate"] for figures in graphs), default=None),
         "smallest_chain_cosine": min((cosine for row in good for cosine in row["chain"].values()), default=None),
         "smallest_held_out_cosine": min((figures["held_out"] for figures in graphs), default=None),
-        "smallest_share": min((figures["share"] for figures in graphs), default=None),
+        "smallest_share_of_all": min((row["share_of_all"] for row in good), default=None),
+        "smallest_share_of_a_graph": min((figures["share"] for figures in graphs), default=None),
         "most_minutes": max((row["minutes"] for row in rows.values()), default=None),
     }
 

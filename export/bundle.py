@@ -38,14 +38,11 @@ from .checks import check_graphs, raise_for_failures
 from .engines import add_engines
 from .networks.extractors import ExtractorEntry
 from .networks.reference import quiet_libraries, torch_threads
+from .part_export import INT8_STEPS, ExportContext, ExportedPart, phase
 from .parts import (
-    INT8_STEPS,
-    ExportContext,
-    ExportedPart,
     captioner_part,
     keyframe_part,
     keyframe_rule,
-    phase,
     retrieved_caption,
     retriever_part,
     spatio_temporal,

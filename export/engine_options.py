@@ -60,7 +60,7 @@ Tf32Option = Annotated[
         "--tf32/--no-tf32",
         rich_help_panel=ENGINES,
         help="Let float32 matmuls round their inputs to 10 bits (faster on Ampere and newer). "
-        "--no-tf32 when not given.",
+        "When not given only in an export without --precision.",
     ),
 ]
 WorkspaceOption = Annotated[

@@ -15,7 +15,7 @@ from ..engine_options import ENGINE_OPTIONS, requested_engines
 from ..request import ExportOptions, read_request
 from .dry_run import dry_run
 from .engines import engine_rows, show_engines
-from .output import parity_rows, show_int8, show_notes, show_parity
+from .output import int8_share, parity_rows, show_int8, show_notes, show_parity
 
 if TYPE_CHECKING:
     from ...runtime.bundle.graph_records import EngineOptions
@@ -102,6 +102,7 @@ def _build(context: typer.Context, options: ExportOptions, *, as_json: bool) -> 
         "precision": manifest.precision,
         "notes": [*notes, *manifest.notes[len(request.precision.notes) :]],
         "int8": {name: msgspec.to_builtins(graph.int8) for name, graph in manifest.graphs.items() if graph.int8},
+        "int8_share": int8_share(manifest),
         "parameters": {part: source.parameters for part, source in manifest.sources.items()},
         "parameters_tied": {part: source.parameters_tied for part, source in manifest.sources.items()},
         "parity": parity_rows(manifest.parity.graphs),

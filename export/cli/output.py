@@ -36,6 +36,15 @@ def show_int8(manifest: Manifest) -> None:
     for name, graph in manifest.graphs.items():
         if graph.int8 is not None:
             say(f"  {name}: {int8_line(graph.int8)}")
+    if (share := int8_share(manifest)) is not None:
+        say(f"  int8 graphs together: {share:.1%} of all multiply-adds in int8")
+
+
+def int8_share(manifest: Manifest) -> float | None:
+    """int8's share of all multiply-adds of the graphs that are int8; None without any."""
+    figures = [graph.int8 for graph in manifest.graphs.values() if graph.int8 is not None]
+    total = sum(each.multiply_adds for each in figures)
+    return sum(each.share_of_all * each.multiply_adds for each in figures) / total if total else None
 
 
 def int8_line(int8: Int8Arithmetic) -> str:
@@ -119,6 +128,8 @@ def show_manifest(
         say(f"  calibration   {manifest.calibration.clips} clips, {manifest.calibration.source}")
     if manifest.parity.chain is not None:
         show_chain(manifest.parity.chain)
+    if (share := int8_share(manifest)) is not None:
+        say(f"  int8          {share:.1%} of all multiply-adds of the int8 graphs")
     for note in manifest.notes:
         say(f"  note          {note}")
     say("  built with    " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))

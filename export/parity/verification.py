@@ -16,13 +16,13 @@ from ...runtime.bundle.graph_records import Parity
 from ...runtime.bundle.manifest import KEYFRAMES_SOURCE, Manifest, RetrievedCaption, Source, VisionLanguage
 from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import PublicKey, TrustedKeys
+from ..part_export import phase
 from ..parts import (
     ComparedPart,
     Part,
     captioner_part,
     compare_part,
     keyframe_part,
-    phase,
     retriever_part,
     spatio_temporal_part,
     total_parity,

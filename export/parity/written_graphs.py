@@ -55,7 +55,7 @@ class WrittenGraphs:
     def caches(self, name: str, arrays: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
         """Keys and values in the types of the graph's inputs; bf16, which is emulated, as rounded float32."""
         types = {tensor.name: tensor.dtype for tensor in self.graphs[name].inputs}
-        return {key: _cast(array, types[key]) for key, array in arrays.items()}
+        return {key: _cast(array, types.get(key, "float32")) for key, array in arrays.items()}
 
     def precision(self, name: str) -> Precision:
         return self.graphs[name].precision

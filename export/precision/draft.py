@@ -111,6 +111,7 @@ class Int8Draft:
             kept=kept,
             share=round(int8 / max(sum(weighted.values()), 1), 4),
             share_of_all=round(int8 / max(sum(work.values()), 1), 4),
+            multiply_adds=sum(work.values()),
             held_out_cosine=-1.0,
             held_out_clips=0,
         )

@@ -72,6 +72,7 @@ class Int8Arithmetic(Record, frozen=True):
     kept: Annotated[tuple[Text, ...], Meta(max_length=10_000)]  # results of products that stay in higher precision
     share: Share  # int8's of the multiply-adds with a weight (matmuls of two activations are none)
     share_of_all: Share  # of all multiply-adds
+    multiply_adds: Number  # all, of one clip or frame at the usual sizes of the other axes
     held_out_cosine: float  # smallest on clips that were not calibrated on: of an output's row, and of the embedding
     held_out_clips: Number
 

@@ -17,7 +17,8 @@ from flamest.export.parity.blip import compare_blip
 from flamest.export.parity.single_graphs import compare_clip, compare_cnn
 from flamest.export.parity.verification import verify_bundle
 from flamest.export.parity.written_graphs import WrittenGraphs
-from flamest.export.parts import ExportContext, spatio_temporal, spatio_temporal_part, vision_language
+from flamest.export.part_export import ExportContext
+from flamest.export.parts import spatio_temporal, spatio_temporal_part, vision_language
 from flamest.export.precision.calibration import CHAIN_SEED, seeded_clips, seeded_frames
 from flamest.export.precision.lowering import Lowering
 from flamest.export.weights.loading import open_clip, open_video

@@ -51,6 +51,7 @@ def test_an_int8_bundle_records_its_dtypes_and_cosines(int8):
         assert figures.held_out_cosine >= 0.999
         assert figures.held_out_clips == 4
     assert manifest.graphs["keyframes"].int8 is None
+    assert said["int8_share"] >= 0.9
     assert manifest.graphs["keyframes"].precision == "fp32"
     assert set(histograms["keyframes"]) == {"float32"}
     chain = manifest.parity.chain

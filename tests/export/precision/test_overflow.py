@@ -7,8 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.export import parts
-from flamest.export.parts import ExportContext
+from flamest.export.part_export import ExportContext
 from flamest.export.precision.calibration import CHAIN_SEED, seeded_clips
 from flamest.export.precision.choice import PrecisionChoice
 from flamest.export.precision.lowering import Lowering, measure_fp16
@@ -79,7 +78,7 @@ def test_a_missed_limit_means_fp32_by_default_and_an_error_on_request(monkeypatc
             raise DataError("graph 'cnn' in bf16 is too far off", fix="x", code="parity_failed")
         return "exported"
 
-    monkeypatch.setattr(parts.ExportContext, "_export", export)
+    monkeypatch.setattr(ExportContext, "_export", export)
     choice = PrecisionChoice({"cnn": "bf16"}, by_default=by_default)
     context = ExportContext(tmp_path, silent, 1, Lowering(choice), seeded_clips(CHAIN_SEED))
     with contextlib.nullcontext() if by_default else pytest.raises(DataError, match="too far off"):
