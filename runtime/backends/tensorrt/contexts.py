@@ -6,8 +6,8 @@ each captured graph, over one device memory: contexts may share it as long as th
 context of its own, whose shapes and addresses are never set again, and plain runs use another one for each
 optimisation profile, from which nothing is captured.
 
-Contexts of TensorRT 10 and 11 may share an optimisation profile. Switching it is work on the session's stream, so it
-comes before the runs there.
+Contexts may share an optimisation profile since TensorRT 10.0 (``PreviewFeature.PROFILE_SHARING_0806`` is on there, and
+no longer a choice in 11). Switching it is work on the session's stream, so it comes before the runs there.
 """
 
 from __future__ import annotations
