@@ -101,6 +101,12 @@ def test_an_added_engine_leaves_the_fingerprint_the_same(toy_bundle, target):
     assert progress.steps == 2 * BUILD_STEPS
 
 
+def test_graph_keyframes_is_never_built_with_tf32(toy_bundle, target):
+    manifest = open_bundle(toy_bundle).manifest
+    assert target.options.tf32
+    assert {name for name in manifest.graphs if not target.key(manifest, name).options.tf32} == {"keyframes"}
+
+
 def test_an_engine_of_other_options_is_added_to_the_first(toy_bundle, target):
     bundle, _ = ensure_bundled_engine(open_bundle(toy_bundle), "cnn", target, Counted())
     other = BuildTarget(FACTS, EngineOptions(opt_level=5), target.cache, build=target.build)
