@@ -142,8 +142,8 @@ class BenchWorker:
 
     def profile_graph(self, name: str, batch: int, runs: int, out: str, detailed: bool) -> dict[str, Any]:
         """Layers of one graph from the profiler of its runtime, and the time of a run without it."""
-        from ..profiling.layers import LayerQuestion, measure_layers
-        from ..profiling.records import by_layer, by_operator
+        from ..profiling.layers import measure_layers
+        from ..profiling.records import LayerQuestion, by_layer, by_operator
 
         opened = self.open_graph(name, batch)
         taken = [self.run_graph() for _ in range(runs)]

@@ -12,7 +12,7 @@ import numpy as np
 from ...base.errors import DataError, MissingExtra
 from ...base.files import printable_path
 from ...runtime.backends.session import Feed, Session
-from ...runtime.bundle.graph_records import Graph
+from ...runtime.bundle.graph_records import AxisRange, Graph
 from ...runtime.video import find_video_files
 from ..precision.calibration import calibration_clips
 
@@ -59,13 +59,18 @@ def render_clips(folder: Path, count: int) -> list[Path]:
 
 
 def usual_sizes(graph: Graph, batch: int, *, frames: int) -> dict[str, int]:
-    """Sizes of the graph's axes for ``batch`` clips: the axes' usual ones, those of its first use where it has several.
+    """Sizes of the graph's axes for ``batch`` clips: usual ones, of the first of its uses that takes so many.
 
     ``frames``: candidate frames of a clip, which the graph ``keyframes`` reads at once.
     """
-    axes = dict(graph.axes) | (dict(graph.uses[0].axes) if graph.uses else {})
-    sizes = {word: axis.usual for word, axis in axes.items()}
     wanted = {"batch": batch, "frames": batch * frames}
+
+    def takes(axes: Mapping[str, AxisRange]) -> bool:
+        return all(axes[word].smallest <= size <= axes[word].largest for word, size in wanted.items() if word in axes)
+
+    every = [dict(graph.axes) | dict(use.axes) for use in graph.uses] or [dict(graph.axes)]
+    axes = next((each for each in every if takes(each)), every[-1])
+    sizes = {word: axis.usual for word, axis in axes.items()}
     # The graph's own range bounds them: an engine refuses what is outside.
     return sizes | {word: min(wanted[word], axes[word].largest) for word in wanted if word in axes}
 

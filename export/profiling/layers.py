@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.backends.opening import OpeningOptions, machine_facts, precision_of
+from ...runtime.backends.opening import machine_facts
 from ...runtime.backends.ranking import rank_backends
 from ...runtime.backends.session import Session
-from ...runtime.bundle.opening import Bundle
 from ..bench.inputs import usual_feeds
 from .arithmetic import graph_gflop
 from .matmul_peak import CPU_SIDE, GPU_SIDE, matmul_gflops
 from .onnxruntime_layers import read_trace
 from .openvino_layers import PROFILER, add_run, layers_of
-from .records import LayerTimes, by_layer
+from .records import LayerQuestion, LayerTimes, by_layer
 
 if TYPE_CHECKING:
     from ...runtime.backends.machine import MachineFacts
-
-
-@dataclass(frozen=True)
-class LayerQuestion:
-    """A graph of the bundle on one backend. ``out``: folder for dumps that are kept."""
-
-    bundle: Bundle
-    graph: str
-    backend: str  # of runtime/backends/options.py
-    opening: OpeningOptions
-    sizes: Mapping[str, int]  # of the graph's axes
-    runs: int
-    out: Path
-    detailed: bool = False  # TensorRT: an engine that describes its layers, built if there is none
-
-    @property
-    def computed(self) -> str:
-        """Precision of the graph's matmuls under the options."""
-        return precision_of(self.bundle.manifest, self.graph, self.opening.backend_options)
 
 
 def measure_layers(asked: LayerQuestion) -> LayerTimes:

@@ -1,11 +1,34 @@
-"""Records of a profile: layers of a graph with their times, and what is computed from them."""
+"""Records of a profile: what is asked, layers of a graph with their times, and what is computed from them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from ...runtime.backends.opening import OpeningOptions, precision_of
+from ...runtime.bundle.opening import Bundle
+
+
+@dataclass(frozen=True)
+class LayerQuestion:
+    """A graph of the bundle on one backend. ``out``: folder for dumps that are kept."""
+
+    bundle: Bundle
+    graph: str
+    backend: str  # of runtime/backends/options.py
+    opening: OpeningOptions
+    sizes: Mapping[str, int]  # of the graph's axes
+    runs: int
+    out: Path
+    detailed: bool = False  # TensorRT: an engine that describes its layers, built if there is none
+
+    @property
+    def computed(self) -> str:
+        """Precision of the graph's matmuls under the options."""
+        return precision_of(self.bundle.manifest, self.graph, self.opening.backend_options)
 
 
 @dataclass(frozen=True)

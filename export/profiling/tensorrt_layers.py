@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -37,10 +37,7 @@ from ...runtime.backends.tensorrt.trtexec import trtexec_command
 from ...runtime.backends.unavailable import Code, unavailable
 from ...runtime.bundle.graph_records import EngineOptions, EngineRecord
 from ..bench.inputs import axis_size
-from .records import LayerTime, LayerTimes, median_run
-
-if TYPE_CHECKING:
-    from .layers import LayerQuestion
+from .records import LayerQuestion, LayerTime, LayerTimes, median_run
 
 PROFILER = "TensorRT's profiler"
 NAMES_ONLY = "the engine states its layers' names only: flamest-export profile --detailed builds one that says more"

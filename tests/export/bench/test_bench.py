@@ -46,7 +46,8 @@ def test_every_graph_and_every_stage_has_times_and_memory(figures):
         assert row["where"] == "ONNX Runtime CPU"
     for row in found["stages"].values():
         assert 0 < row["p50_ms"] <= row["p95_ms"]
-    assert found["graphs"]["text"]["sizes"] == {"batch": 1, "tokens": 1, "past": 10, "patches": 37}
+    sizes = found["graphs"]["text"]["sizes"]
+    assert (sizes["batch"], sizes["tokens"], sizes["past"], sizes["patches"]) == (1, 1, 19, 37)
     assert found["clips_per_second"] > 0
     assert found["peak_mb"] > found["graphs"]["text"]["peak_mb"] > 0
     assert found["decoder_peak_mb"] > 0

@@ -262,7 +262,7 @@ def test_every_step_has_a_time_limit_beyond_its_usual_time(tmp_path):
         assert 3 * plan.usual_s <= plan.limit_s <= 2 * 3600
 
 
-def test_a_ready_bundle_is_copied_and_its_folder_is_not_in_the_report(tmp_path):
+def test_a_ready_bundle_is_copied_without_its_folder_in_the_report(tmp_path):
     ready = tmp_path / "somebody" / "bundle"
     ready.mkdir(parents=True)
     plans = plan_steps(GpuCheckRequest(tmp_path, precisions=("bf16",), bundles={"bf16": ready}))

@@ -15,7 +15,7 @@ from flamest.export.profiling.matmul_peak import CHAIN, matmul_chain, matmul_gfl
 from flamest.export.profiling.onnxruntime_layers import LAUNCHES, read_trace
 from flamest.export.profiling.records import LayerTime, by_layer, by_operator, median_run
 from flamest.runtime.backends.onnxruntime_cpu import open_session
-from flamest.runtime.bundle.graph_records import AxisRange, Graph, Tensor
+from flamest.runtime.bundle.graph_records import AxisRange, Graph, GraphUse, Tensor
 from flamest.runtime.bundle.opening import open_bundle
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
@@ -184,6 +184,18 @@ def test_the_batch_stays_within_the_graphs_range():
     graph = graph_of(Tensor("frames", "float32", ("frames", 1)), frames=AxisRange(1, 32, 64))
     assert usual_sizes(graph, 1, frames=32) == {"frames": 32}
     assert usual_sizes(graph, 4, frames=32) == {"frames": 64}
+
+
+def test_sizes_are_those_of_the_use_that_takes_the_batch():
+    uses = (
+        GraphUse("one", {"frames": AxisRange(1, 32, 32)}),
+        GraphUse("several", {"frames": AxisRange(1, 64, 512)}),
+    )
+    frames = Tensor("frames", "uint8", ("frames", 1))
+    graph = Graph("g.onnx", 17, (frames,), (), {"frames": AxisRange(1, 32, 512)}, "fp32", {}, uses=uses)
+    assert [usual_sizes(graph, batch, frames=32) for batch in (1, 4, 99)] == [
+        {"frames": 32}, {"frames": 128}, {"frames": 512},
+    ]  # fmt: skip
 
 
 def test_a_real_bundles_arithmetic_grows_with_the_batch(tiny_bundle: Path):
