@@ -21,7 +21,7 @@ from ...bundle.graph_records import EngineOptions, Graph
 from ..bf16_emulation import emulate_bf16
 from ..onnxruntime_cpu import open_session
 from ..session import Array, Feed, Rows, Session, Shape, Value
-from .comparison_inputs import HOST_DTYPES, LARGE_BATCH, InputSource, Setting, compared_settings
+from .comparison_inputs import LARGE_BATCH, InputSource, Setting, compared_settings
 from .comparison_judge import Expected, Figures, Judge, RightResult, WrongResult
 from .profile import graph_uses
 from .verdict import Verdict
@@ -225,20 +225,30 @@ class _Runs:
         self.judge.check(one, picks, outputs, f"{one.setting}, batch {batch}, {how}")
 
 
+@dataclass(frozen=True, eq=False)
+class _OnHost:
+    """An array as a Value: Rows give it the type of their input."""
+
+    array: Array
+
+    def numpy(self) -> Array:
+        return self.array
+
+
 class _Feeder:
     """Feeds of one session: host arrays, and Rows of the session for what a caption keeps where it is computed."""
 
     def __init__(self, session: Session, graph: Graph, expected: list[Expected]) -> None:
         self._session = session
-        self._kept = {tensor.name for tensor in graph.inputs
-                      if tensor.name.startswith(IN_ROWS) and tensor.dtype not in HOST_DTYPES}  # fmt: skip
+        names = () if session.computes_on_host else tuple(tensor.name for tensor in graph.inputs)
+        self._kept = {name for name in names if name.startswith(IN_ROWS)}
         self._largest: dict[tuple[str, Shape], int] = {}
         for one in expected:
             for name in self._kept:
                 key = (name, one.feeds[name].shape[1:])
                 self._largest[key] = max(self._largest.get(key, 0), one.setting.batches[-1])
         self._rows: dict[tuple[str, Shape], Rows] = {}
-        self._values: dict[tuple[str, int], Value] = {}  # by the address of the array, which lives as long
+        self._pools: dict[tuple[str, int], Rows] = {}  # by the address of the array, which lives as long
 
     def feeds(self, one: Expected, picks: npt.NDArray[np.intp]) -> dict[str, Feed]:
         return {name: self._feed(name, array, picks) for name, array in one.feeds.items()}
@@ -246,11 +256,19 @@ class _Feeder:
     def _feed(self, name: str, array: Array, picks: npt.NDArray[np.intp]) -> Feed:
         if name not in self._kept or not array.size:
             return np.ascontiguousarray(array[picks])
-        key, source = (name, array.shape[1:]), (name, array.ctypes.data)
+        key = (name, array.shape[1:])
         if key not in self._rows:
             self._rows[key] = self._session.rows(name, (self._largest[key], *key[1]))
-        if source not in self._values:
-            self._values[source] = self._session.value(array)
+        pool = self._pool(name, array)
         for row, pick in enumerate(picks.tolist()):
-            self._rows[key].put(row, self._values[source], pick)
+            self._rows[key].put(row, pool, pick)
         return self._rows[key].first(len(picks))
+
+    def _pool(self, name: str, array: Array) -> Value:
+        """The rows to pick from, once where the session computes."""
+        source = (name, array.ctypes.data)
+        if source not in self._pools:
+            self._pools[source] = self._session.rows(name, array.shape)
+            for row in range(len(array)):
+                self._pools[source].put(row, _OnHost(array[row : row + 1]), 0)
+        return self._pools[source].first(len(array))
