@@ -50,7 +50,8 @@ def _row(candidate: Candidate) -> dict[str, Any]:
 def machine_lines(facts: MachineFacts) -> list[str]:
     if facts.gpu is not None:
         driver = f"driver {facts.driver}, " if facts.driver else ""
-        gpu = f"{facts.gpu.name}, compute capability {facts.gpu.compute_capability}, {facts.gpu.memory_mb} MB"
+        free = "" if facts.gpu.free_mb is None else f", {facts.gpu.free_mb} MB of it free"
+        gpu = f"{facts.gpu.name}, compute capability {facts.gpu.compute_capability}, {facts.gpu.memory_mb} MB{free}"
         gpu += f" ({driver}CUDA up to {facts.cuda})"
         if len(facts.gpus) > 1:
             listed = ", ".join(f"{number} {_memory(one)}" for number, one in enumerate(facts.gpus))

@@ -21,6 +21,7 @@ from ...bundle.graph_records import EngineOptions, Graph
 from ..bf16_emulation import emulate_bf16
 from ..onnxruntime_cpu import open_session
 from ..session import Array, Feed, Rows, Session, Shape, Value
+from ..unavailable import Code, unavailable
 from .comparison_inputs import LARGE_BATCH, InputSource, Setting, compared_settings
 from .comparison_judge import Expected, Figures, Judge, RightResult, WrongResult
 from .profile import graph_uses
@@ -56,12 +57,13 @@ def compare_engine(
     """Compare the engine that ``open_engine`` opens with the graph; the verdict may be ``wrong``.
 
     ``describe`` is told what is being done. Takes seconds for small graphs; for BLIP and Slow about a minute on a few
-    cores, most of it on the CPU. Raises the errors of opening and running the engine.
+    cores, most of it on the CPU. Raises the errors of opening and running the engine, and ENGINE_WRONG where the graph
+    cannot be computed on the CPU: that is no verdict on the engine, and may pass.
     """
     started, figures = time.monotonic(), Figures()
     describe(f"graph {subject.name}: the ONNX graph on the CPU")
     try:
-        expected = _expected_results(subject)
+        expected = _right_results(subject)
         judge = Judge(subject.graph, figures, tf32=subject.options.tf32)
         runs = _Runs(subject, expected, judge, describe)
         with _opened(open_engine, cuda_graphs=False) as session:
@@ -97,6 +99,14 @@ def _verdict(
 ) -> Verdict:
     seconds = round(time.monotonic() - started, 1)
     return Verdict(len(figures.shapes), figures.runs, cuda_graphs, figures.closest, seconds, wrong, remarks)
+
+
+def _right_results(subject: ComparedGraph) -> list[Expected]:
+    try:
+        return _expected_results(subject)
+    except FlamestError as error:
+        evidence = f"graph '{subject.name}': there is nothing to compare its engine with: {error.message}"
+        raise unavailable(Code.ENGINE_WRONG, evidence, fix=error.fix).error() from error
 
 
 def _expected_results(subject: ComparedGraph) -> list[Expected]:

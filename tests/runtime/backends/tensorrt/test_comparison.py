@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flamest.base.errors import FlamestError
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.session import on_host
 from flamest.runtime.backends.tensorrt.comparison import ComparedGraph, compare_engine
@@ -218,6 +219,16 @@ def test_a_fault_of_replays_alone_leaves_the_engine_without_cuda_graphs():
     assert (verdict.wrong, verdict.cuda_graphs) == ("", False)
     assert verdict.remarks[0].startswith("CUDA graphs stay off: output ")
     assert "with CUDA graphs" in verdict.remarks[0]
+
+
+def test_a_graph_that_the_cpu_cannot_compute_leaves_no_verdict():
+    one = subject("cnn")
+    broken = ComparedGraph("cnn", one.graph, one.model[: len(one.model) // 2], one.options)
+    with pytest.raises(
+        FlamestError, match=r"there is nothing to compare its engine with: cnn\.onnx cannot be"
+    ) as caught:
+        compare(broken, model=one.model)
+    assert (caught.value.code, caught.value.exit_code) == ("ENGINE_WRONG", 65)
 
 
 def test_an_engine_that_captured_nothing_runs_without_cuda_graphs():
