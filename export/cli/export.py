@@ -76,9 +76,9 @@ def _build(context: typer.Context, options: ExportOptions, *, as_json: bool) -> 
     if options.dry_run:
         return dry_run(request, engines, as_json=as_json)
     if engines is not None:
-        fix = _fix_without_gpu(_other_options(context), request.out, engines.options)
         if request.precision.by_default and options.engines.tf32 is None:  # in what is left in fp32
             engines = dataclasses.replace(engines, options=msgspec.structs.replace(engines.options, tf32=True))
+        fix = _fix_without_gpu(_other_options(context), request.out, engines.options)
         request = dataclasses.replace(request, target=engines.target(fix=fix))
     from ..bundle import build_bundle
     from ..precision.lowering import calibration_notes
@@ -118,13 +118,10 @@ def _fix_without_gpu(words: list[str], out: Path, options: EngineOptions) -> str
     """The fix on a machine without a GPU: graphs here, engines on the machine that runs them.
 
     ``words``: the other options of this export, as typed.
-
-    In fp32 the graphs of both backends are the same; where precision is asked for, TensorRT wants its own form.
     """
     from ..engines import engines_command
 
-    form = ["--backend", "tensorrt", "--no-plans"] if "--precision" in words else ["--backend", "onnx"]
-    now = shlex.join(["flamest-export", *form, *words])
+    now = shlex.join(["flamest-export", "--backend", "tensorrt", "--no-plans", *words])
     return (
         f"here, now: {now}\n"
         f"       then copy the folder to the machine with the GPU that will run it, and type there: "

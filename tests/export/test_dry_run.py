@@ -88,7 +88,7 @@ TESLA = Gpu("Tesla T4", "7.5", 16_000)
 
 
 @pytest.mark.parametrize(
-    ("facts", "engines", "vision"),
+    ("facts", "engines", "half"),
     [
         (
             MachineFacts(driver_problem="no device"),
@@ -98,15 +98,15 @@ TESLA = Gpu("Tesla T4", "7.5", 16_000)
         (
             MachineFacts(TESLA, versions={"tensorrt": "10.3.0", "cuda-bindings": "12.9"}, tensorrt_builds=True),
             "engines: one per graph, about",
-            "fp32",
+            "fp16",
         ),
     ],
 )
-def test_notes_and_engines_are_those_of_the_export(monkeypatch, facts, engines, vision):
+def test_notes_and_engines_are_those_of_the_export(monkeypatch, facts, engines, half):
     monkeypatch.setattr("flamest.runtime.backends.machine.gather_facts", lambda: facts)
-    out = shown("--backend", "tensorrt", "--precision", "fp16", "--tf32")
+    out = shown("--backend", "tensorrt", "--tf32")
     assert engines in out
-    assert f"note: vision is {vision}, not fp16" in out
+    assert f"note: precision {half}, the default of --backend tensorrt" in out
     assert "engines: none" in shown("--backend", "onnx", "--extractor", "slow")
 
 

@@ -242,16 +242,17 @@ def test_without_gpu_one_message_names_everything_missing_and_a_fix(bare, tmp_pa
     assert "TRT_MISSING: the Python package tensorrt is not installed" in error["message"]
     now, later = error["fix"].splitlines()
     typed = "--out 'my bundle' --extractor slow --weights random:tiny --check"
-    assert now == f"here, now: flamest-export --backend onnx {typed}"
+    assert now == f"here, now: flamest-export --backend tensorrt --no-plans {typed}"
     assert "copy the folder to the machine" in later
     assert (
-        "pip install 'flamest[agent,tensorrt]' && flamest-export engines 'my bundle' --hardware-compat ampere+" in later
+        "pip install 'flamest[agent,tensorrt]' && flamest-export engines 'my bundle' --hardware-compat ampere+ --tf32"
+        in later
     )
     assert list(tmp_path.iterdir()) == []
     assert done.stderr.count("error:") == 1
 
 
-def test_with_precision_the_fix_keeps_tensorrts_form(bare, tmp_path):
+def test_the_fix_without_a_gpu_keeps_the_precision(bare, tmp_path):
     words = ("--backend", "tensorrt", "--precision", "int8", "--tf32", "--out", "b")
     now, later = said(run(*words, environment=bare, cwd=tmp_path))["error"]["fix"].splitlines()
     assert now.endswith("flamest-export --backend tensorrt --no-plans --out b --precision int8")
