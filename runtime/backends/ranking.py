@@ -253,7 +253,7 @@ def _ort_problem(
 ) -> BackendUnavailable | None:
     if problem := _onnxruntime_missing(facts, "pip install 'flamest[agent]'"):
         return problem
-    if graph.precision == "bf16":
+    if _computes_in_bf16(graph):
         return unavailable(Code.PRECISION, "ONNX Runtime's CPU provider cannot load bf16 graphs")
     if backend_options.bf16_of(name):
         return unavailable(
@@ -265,14 +265,18 @@ def _ort_problem(
 
 
 def _bf16_gpu_problem(graph: Graph, capability: str, gpu: str) -> BackendUnavailable | None:
-    if graph.precision != "bf16" or _capability(capability) >= (8, 0):
+    if not _computes_in_bf16(graph) or _capability(capability) >= (8, 0):
         return None
     return unavailable(
         Code.PRECISION,
         f"the graph is bf16; {gpu} has compute capability {capability}, bf16 begins with 8.0",
-        fix="flamest-export --backend tensorrt --precision fp16 --precision vision=fp32 --out DIR "
-        "(an extractor without BLIP: --precision fp16 alone)",
+        fix="flamest-export --backend tensorrt --precision fp16 --out DIR",
     )
+
+
+def _computes_in_bf16(graph: Graph) -> bool:
+    """True for graphs in bf16, and for int8 ones of TensorRT's form, of which the rest is bf16."""
+    return graph.precision == "bf16" or "bfloat16" in graph.dtype_histogram
 
 
 def _without_bf16_kernel(graph: Graph) -> str:

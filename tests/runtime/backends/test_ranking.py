@@ -183,8 +183,16 @@ def test_bf16_needs_a_gpu_or_a_processor_that_has_it():
     assert {codes[kind] for kind in ("plan", "rebuild", "onnxruntime-cuda")} == {"PRECISION"}
     assert refused(older, with_precision("bf16"), BackendOptions("openvino"))["openvino"] == "PRECISION"
     fix = rank_backends("vision", with_precision("bf16"), older, BackendOptions())[1].unavailable.fix
-    assert "--precision fp16 --precision vision=fp32" in fix
+    assert "--precision fp16 --out" in fix
     assert "tf32" not in fix  # which begins with 8.0 too
+
+
+def test_int8_over_bf16_is_not_for_onnx_runtime_or_an_older_gpu():
+    histogram = {"int8": {"MatMul": 1}, "bfloat16": {"MatMul": 1}}
+    graph = msgspec.structs.replace(with_precision("int8"), dtype_histogram=histogram)
+    assert refused(FULL, graph)["onnxruntime"] == "PRECISION"
+    assert refused(dataclasses.replace(FULL, gpu=T4), graph)["rebuild"] == "PRECISION"
+    assert refused(FULL, with_precision("int8"))["onnxruntime"] is None
 
 
 def test_requested_bf16_is_openvinos_and_never_for_keyframes():
