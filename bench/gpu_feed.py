@@ -32,7 +32,7 @@ from flamest.runtime.worker_messages import WorkerSetup
 from .record import store_result
 from .simulated_gpu import Rates, simulated_extractor
 
-RATES = (100.0, 300.0, 1200.0)  # clips per second
+RATES = ((100.0, True), (300.0, True), (1200.0, False))  # clips per second; from files, or with prepared frames
 MARGIN = 1.5  # by which the faster side is faster
 SECONDS = 12.0  # of one measurement, without the first clips, which fill the pipeline
 WORKERS, CRASH_RATE, CRASH_CLIPS = 4, 100.0, 2400  # a worker is a process with a simulated GPU of its own
@@ -42,12 +42,13 @@ READING_MS = 74.0  # processor time of a decoder process and its preparing: a 7 
 def measure() -> dict[str, Any]:
     """Output and processor time at each rate, with the device and with the readers as the slower side."""
     found = []
-    for rate in RATES:
+    for rate, keyframes in RATES:
         for slower, rates in (
-            ("device", Rates(device=rate, readers=MARGIN * rate)),
-            ("readers", Rates(device=MARGIN * rate, readers=rate)),
+            ("device", Rates(rate, MARGIN * rate, keyframes)),
+            ("readers", Rates(MARGIN * rate, rate, keyframes)),
         ):
-            found.append({"clips_per_second": rate, "slower": slower, **_measure(rates, rate)})
+            case = {"clips_per_second": rate, "keyframes_on_the_device": keyframes, "slower": slower}
+            found.append({**case, **_measure(rates, rate)})
     return {
         "load": os.getloadavg()[0],
         "seconds": SECONDS,

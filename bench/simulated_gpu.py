@@ -50,10 +50,14 @@ CROP = FramePreprocessing(256, "crop", "bilinear-bytes", (0.45,) * 3, (0.225,) *
 
 @dataclass(frozen=True)
 class Rates:
-    """Clips per second that the device and the readers could do alone."""
+    """Clips per second that the device and the readers could do alone.
+
+    ``keyframes``: the readers ask the device for the candidates' features; otherwise they come with prepared frames.
+    """
 
     device: float
     readers: float
+    keyframes: bool = True
 
 
 class _Run:
@@ -199,7 +203,8 @@ class _SimulatedReader:
         began = time.perf_counter()
         small = self.frames["candidates"]
         time.sleep(0.6 * self._seconds)  # the first request: all frames are decoded, 32 come back
-        self._features.of(Candidates(clip.path, 0, small, np.zeros(len(small)), 100, ()))
+        if self._features is not None:
+            self._features.of(Candidates(clip.path, 0, small, np.zeros(len(small)), 100, ()))
         # The rest of the time, in which eight frames come back and are prepared.
         time.sleep(max(0.0, self._seconds - (time.perf_counter() - began)))
         return PreparedClip(
@@ -252,13 +257,14 @@ def simulated_extractor(rates: Rates, pipeline: PipelineOptions, *, gpu_mb: int 
 
         def open(self, name: str) -> SimulatedSession:
             largest = 1 << 12 if name == "keyframes" else 128
-            return SimulatedSession(name, device, rates.device, largest_batch=largest)
+            rate = rates.device * (1.0 if rates.keyframes else 1.0 - SHARES["keyframes"])
+            return SimulatedSession(name, device, rate, largest_batch=largest)
 
     facts = MachineFacts(gpu=Gpu("simulated", "9.0", gpu_mb))
     seconds = readers / rates.readers
 
     def reader(_manifest: Manifest, _video: object, features: Any) -> _SimulatedReader:
-        return _SimulatedReader(seconds, features)
+        return _SimulatedReader(seconds, features if rates.keyframes else None)
 
     with (
         mock.patch.object(extractor_module, "GraphOpener", Opener),
