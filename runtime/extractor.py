@@ -87,7 +87,8 @@ class Extractor:
         captioner = open_captioner(bundle, opener.open, places=places)
         vision = None if captioner is None else captioner.vision
         sizes = sizes_with(vision)
-        self._networks = Networks(captioner, cnn, sizes.batch)
+        vlm = bundle.manifest.vlm
+        self._networks = Networks(captioner, cnn, sizes.batch, captioned_frames=vlm.captioned_frames if vlm else 1)
         self._on_device = any(graph is not None and not graph.computes_on_host for graph in (vision, cnn))
         captions = captioner.free if isinstance(captioner, CaptionGenerator) else 0
         self.sizes = PipelineSizes(min(len(videos), sizes.readers), self._networks.batch, captions)

@@ -16,6 +16,8 @@ from .clip_job import ClipJob
 from .pipeline_options import rounded_up
 from .video.clip_reader import PreparedClip
 
+QUEUED_BATCHES = 2  # between two stages: one that is next, one that is being put together
+UNFINISHED_BATCHES = QUEUED_BATCHES + 1  # of clips: those, and the one that a stage has taken
 FrameKey = tuple[ClipJob, int]  # a captioned frame: its clip, and its index in it
 
 
@@ -48,33 +50,42 @@ class StartedClips:
 class _BatchMemory:
     """Rows put together for one input of a session.
 
-    On a device the number of rows is rounded up to a power of two, so that few shapes occur, and the memory here is
-    reused: the session has its own copy, on its way to the device while the networks compute.
+    On a device the number of rows is rounded up to a power of two, so that few shapes occur, and arrays are used again:
+    the one that is filled now, and those that are queued or on their way to the device (``in_use`` at most).
     """
 
-    def __init__(self, session: Session, most: int) -> None:
-        self._session = session
+    def __init__(self, session: Session, most: int, *, in_use: int) -> None:
+        self._on_host = session.computes_on_host
         self.most = min(most, session.largest_batch or most)
-        self._memory: npt.NDArray[Any] | None = None
+        self._arrays: list[npt.NDArray[Any] | None] = [None] * (in_use + 1)
+        self._turn = 0
 
-    def feed(self, rows: Sequence[npt.NDArray[Any]]) -> Feed:
-        if self._session.computes_on_host:
+    def feed(self, rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        if self._on_host:
             return rows[0][None] if len(rows) == 1 else np.stack(rows)
-        if self._memory is None:
-            self._memory = np.zeros((self.most, *rows[0].shape), rows[0].dtype)
+        self._turn = (self._turn + 1) % len(self._arrays)
+        array = self._arrays[self._turn]
+        if array is None:
+            array = self._arrays[self._turn] = np.zeros((self.most, *rows[0].shape), rows[0].dtype)
         for place, row in enumerate(rows):
-            self._memory[place] = row
-        return self._session.value(self._memory[: min(rounded_up(len(rows)), self.most)])
+            array[place] = row
+        return array[: min(rounded_up(len(rows)), self.most)]
 
 
 class Networks:
     """``batch`` clips at once. ``put_together``, the runs of ``cnn``, those of the vision graph and ``write`` may have
     a thread each."""
 
-    def __init__(self, captioner: Captioner[Any] | None, cnn: Session | None, batch: int) -> None:
+    def __init__(
+        self, captioner: Captioner[Any] | None, cnn: Session | None, batch: int, *, captioned_frames: int = 1
+    ) -> None:
         self.captioner, self._cnn = captioner, cnn
-        self._clips = _BatchMemory(cnn, batch) if cnn is not None else None
-        self._frames = _BatchMemory(captioner.vision, batch) if captioner is not None else None
+        self._clips = _BatchMemory(cnn, batch, in_use=UNFINISHED_BATCHES) if cnn is not None else None
+        self._frames = None
+        if captioner is not None:
+            most = captioner.vision.largest_batch or batch
+            runs = -(-batch * captioned_frames // min(most, batch))  # of the vision graph for one batch of clips
+            self._frames = _BatchMemory(captioner.vision, batch, in_use=UNFINISHED_BATCHES * runs)
         self.batch = min((memory.most for memory in (self._clips, self._frames) if memory is not None), default=batch)
 
     @property

@@ -21,12 +21,11 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from ..base.files import Stopped
 from .captioner import Captioner, EncodedFrames, StartedFrames
 from .clip_job import ClipJob
-from .networks import ClipBatch, FrameBatch, Networks, StartedClips
+from .networks import QUEUED_BATCHES, ClipBatch, FrameBatch, Networks, StartedClips
 from .video.clip_reader import PreparedClip
 from .video.read_ahead import FINISH_WITHIN_S, ReadAhead, ReadClip, RefusedClip
 
 T = TypeVar("T")
-_QUEUED = 2  # batches between two stages: one that is next, one that is being copied
 _POLL_S = 0.2
 _SWITCH_S = 0.0005  # a thread that wants to go on waits so long for Python's lock, and not 5 ms, the default
 _COLLECT_S = 0.005  # between two looks at whether a stage waits for a batch that is not full
@@ -102,8 +101,8 @@ class ThreadPerStage:
     def __init__(self, ahead: ReadAhead, networks: Networks) -> None:
         self._ahead, self._networks = ahead, networks
         self._finished: queue.SimpleQueue[ClipJob | BaseException] = queue.SimpleQueue()
-        self._cnn: Channel[ClipBatch] = Channel(_QUEUED)
-        self._vision: Channel[ClipBatch] = Channel(_QUEUED)
+        self._cnn: Channel[ClipBatch] = Channel(QUEUED_BATCHES)
+        self._vision: Channel[ClipBatch] = Channel(QUEUED_BATCHES)
         self._encoded: Channel[tuple[FrameBatch, EncodedFrames[Any]]] = Channel(1)
         loops: list[Callable[[], None]] = [self._put_together]
         self._fed: list[Channel[ClipBatch]] = []
