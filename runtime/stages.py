@@ -16,16 +16,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 from ..base.files import Stopped
+from .bounded_channel import Channel, ChannelClosed
 from .captioner import Captioner, EncodedFrames, StartedFrames
 from .clip_job import ClipJob
 from .networks import QUEUED_BATCHES, ClipBatch, FrameBatch, Networks, StartedClips
 from .video.clip_reader import PreparedClip
 from .video.read_ahead import FINISH_WITHIN_S, ReadAhead, ReadClip, RefusedClip
 
-T = TypeVar("T")
 _POLL_S = 0.2
 _SWITCH_S = 0.0005  # a thread that wants to go on waits so long for Python's lock, and not 5 ms, the default
 _COLLECT_S = 0.005  # between two looks at whether a stage waits for a batch that is not full
@@ -245,64 +245,6 @@ class ThreadPerStage:
     def _finish(self, jobs: list[ClipJob]) -> None:
         for job in jobs:
             self._finished.put(job)
-
-
-class ChannelClosed(Exception):
-    """The stages are ending."""
-
-
-class Channel(Generic[T]):
-    """A bounded queue between two threads. Closed, it wakes both with ChannelClosed."""
-
-    def __init__(self, size: int) -> None:
-        self._items: list[T] = []
-        self._size = size
-        self._changed = threading.Condition()
-        self._waits = self._closed = False
-
-    @property
-    def starving(self) -> bool:
-        """True when the receiver waits and there is nothing for it."""
-        return self._waits and not self._items
-
-    def put(self, item: T) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
-            self._check_open()
-            self._items.append(item)
-            self._changed.notify_all()
-
-    def get(self) -> T:
-        with self._changed:
-            self._waits = True
-            self._changed.wait_for(lambda: self._closed or self._items)
-            self._waits = False
-            self._check_open()
-            self._changed.notify_all()
-            return self._items.pop(0)
-
-    def poll(self) -> T | None:
-        """An item if there is one."""
-        with self._changed:
-            self._check_open()
-            if not self._items:
-                return None
-            self._changed.notify_all()
-            return self._items.pop(0)
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait for an item, or for ``timeout_s``."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._items, timeout_s)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ChannelClosed
 
 
 def _accept(read: ReadClip) -> tuple[ClipJob, PreparedClip | None]:
