@@ -57,7 +57,8 @@ def test_the_manifest_states_what_the_embeddings_mean(tiny_bundle):
     assert (blip.fit, blip.filter) == ("stretch", "bicubic")
     assert blip.mean == (0.48145466, 0.4578275, 0.40821073)
     assert blip.std == (0.26862954, 0.26130258, 0.27577711)
-    assert (slow.fit, slow.filter, slow.mean, slow.std) == ("crop", "bilinear", (0.45,) * 3, (0.225,) * 3)
+    assert (slow.fit, slow.filter, slow.mean, slow.std) == ("crop", "bilinear-bytes", (0.45,) * 3, (0.225,) * 3)
+    assert manifest.keyframes.preprocessing.filter == "bilinear"
     assert manifest.vlm.text.heads == 12
     assert {"torch", "transformers", "pytorchvideo", "onnx", "onnxruntime"} <= set(manifest.versions)
 
