@@ -156,7 +156,7 @@ def stage_rows(passes: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def agreement(before: list[Any], now: list[Any]) -> dict[str, Any]:
-    """How near the two versions' embeddings are: they need not have the same fingerprint."""
+    """Agreement of the two versions' embeddings, which need not have the same fingerprint."""
     pairs = list(zip(before, now, strict=True))
     same = [pair for pair in pairs if pair[0]["caption"] == pair[1]["caption"]]
 
