@@ -78,7 +78,7 @@ def test_a_graph_that_fails_parity_ends_in_65_and_leaves_no_bundle(tmp_path, mon
     from flamest.export.bundle import ExportRequest, export_bundle
     from flamest.export.parity import comparison
 
-    monkeypatch.setattr(comparison, "LIMIT", 1e-12)
+    monkeypatch.setattr(comparison, "RELATIVE", 1e-12)
     request = ExportRequest(EXTRACTORS["slow"], SOURCES, tmp_path / "out" / "bundle")
     with pytest.raises(DataError, match=r"graph 'keyframes', output features.* expected at most 1e-12") as refused:
         export_bundle(request, silent)
