@@ -13,6 +13,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 REFERENCE, TENSORRT, CUDA = "onnxruntime", "tensorrt", "onnxruntime-cuda"
 BACKENDS = (REFERENCE, TENSORRT, CUDA)  # the others are compared with the first
+DRY_BATCH = 4  # of engines that a CPU computes in place of a GPU: large batches take it minutes
 MINIWORLD = "miniworld"  # networks that mean something: their captions are compared
 FASTEST = ("bf16", "fp16", "fp32")  # the precision whose speed is swept: the first of these that is asked for
 
@@ -101,7 +102,8 @@ def _bundle_steps(request: GpuCheckRequest, precision: str) -> Iterator[StepPlan
     bundle, built = bundle_folder(precision), (f"{precision}: build",)
     sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips), "--vectors")
     backends = [word for name in BACKENDS for word in ("--backend", name)]
-    yield StepPlan(f"{precision}: engines", ("engines", bundle), 5400, 900, needs=built)
+    small = ("--max-batch", str(DRY_BATCH)) if request.dry else ()
+    yield StepPlan(f"{precision}: engines", ("engines", bundle, *small), 5400, 900, needs=built)
     yield StepPlan(f"{precision}: inspect", ("inspect", bundle), 300, 2, needs=built)
     yield StepPlan(f"{precision}: check", ("check", bundle), 900, 30, needs=built)
     yield StepPlan(f"{precision}: verify", ("verify", bundle), 1800, 120, needs=built)
