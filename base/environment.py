@@ -107,7 +107,7 @@ HTTPS_PROXY = Variable(
 )
 CUDA_VISIBLE_DEVICES = Variable(
     "CUDA_VISIBLE_DEVICES",
-    "NVIDIA GPUs that may be used, by number or name.",
+    "NVIDIA GPUs that may be used, by number or name. FLAMeST sets it for the worker process of each device.",
     "all GPUs",
     "the CUDA driver, for ONNX Runtime CUDA, TensorRT and PyTorch",
 )

@@ -7,14 +7,13 @@ that share the cores.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..base.environment import CUDA_VISIBLE_DEVICES
 from ..base.errors import SettingsError, UsageError
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"  # https://docs.nvidia.com/cuda/cuda-c-programming-guide/ (environment variables)
 ALL = "all"
 MOST_DEVICES = 64
 _CUDA = re.compile(r"cuda:(\d{1,3})")
@@ -29,12 +28,15 @@ class Device:
     def __str__(self) -> str:
         return "cpu" if self.gpu is None else f"cuda:{self.gpu}"
 
-    def environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """The variable that makes a process see this GPU alone, as its first one, or none."""
+    def environment(self) -> dict[str, str]:
+        """The variable that makes a process see this GPU alone, as its first one, or none.
+
+        Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/ (environment variables).
+        """
         if self.gpu is None:
-            return {VISIBLE: ""}
-        seen = [word.strip() for word in environment.get(VISIBLE, "").split(",") if word.strip()]
-        return {VISIBLE: seen[self.gpu] if self.gpu < len(seen) else str(self.gpu)}
+            return {CUDA_VISIBLE_DEVICES.name: ""}
+        seen = [word.strip() for word in CUDA_VISIBLE_DEVICES.value().split(",") if word.strip()]
+        return {CUDA_VISIBLE_DEVICES.name: seen[self.gpu] if self.gpu < len(seen) else str(self.gpu)}
 
 
 def check_devices(words: str) -> None:

@@ -49,7 +49,8 @@ def write_int8(
     the target goes a step on; where only the chain misses it, all do.
     """
     written: dict[str, Graph] = {}
-    steps, tried, on_disk = dict.fromkeys(drafts, 0), [], {}
+    steps, tried = dict.fromkeys(drafts, 0), []
+    on_disk: dict[str, int] = {}
 
     def write(wanted: Mapping[str, int]) -> None:
         for name, draft in drafts.items():

@@ -11,7 +11,7 @@ from flamest.runtime import device_workers
 from flamest.runtime.backends.options import DEFAULT_OPTIONS
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.device_workers import DeviceWorkers
-from flamest.runtime.devices import VISIBLE, Device, check_devices, parse_devices
+from flamest.runtime.devices import Device, check_devices, parse_devices
 from flamest.runtime.extractor import open_extractor
 from flamest.runtime.pipeline_options import PipelineOptions
 from flamest.runtime.video.decoder import DecodeLimits
@@ -177,7 +177,12 @@ def test_a_missing_gpu_is_an_error_that_lists_those_there(words, gpus):
     assert caught.value.code == "no_device"
 
 
-def test_a_worker_sees_the_gpu_that_it_is_for_alone():
-    assert Device(1).environment({}) == {VISIBLE: "1"}
-    assert Device(1).environment({VISIBLE: "4, GPU-3c5e"}) == {VISIBLE: "GPU-3c5e"}
-    assert Device().environment({VISIBLE: "0"}) == {VISIBLE: ""}
+@pytest.mark.parametrize(
+    ("device", "visible", "seen"),
+    [(Device(1), None, "1"), (Device(1), "", "1"), (Device(1), "4, GPU-3c5e", "GPU-3c5e"), (Device(), "0", "")],
+)
+def test_a_worker_sees_the_gpu_that_it_is_for_alone(device, visible, seen, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.environment() == {"CUDA_VISIBLE_DEVICES": seen}

@@ -255,7 +255,7 @@ def test_no_option_leaves_the_choice_to_the_ranking():
     assert parse_backend_options(["auto"]) == BackendOptions()
 
 
-def test_packages_for_a_newer_cuda_than_the_drivers_are_refused_with_what_fits():
+def test_packages_for_a_newer_cuda_are_refused_with_those_that_fit():
     facts = dataclasses.replace(
         FULL, cuda="12.8", driver="570.86", cuda_majors={"tensorrt": 13, "cuda-bindings": 13, "onnxruntime-gpu": 13}
     )
