@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ REFERENCE, TENSORRT, CUDA = "onnxruntime", "tensorrt", "onnxruntime-cuda"
 BACKENDS = (REFERENCE, TENSORRT, CUDA)  # the others are compared with the first
 DRY_BATCH = 4  # of engines that a CPU computes in place of a GPU: large batches take it minutes
 MINIWORLD = "miniworld"  # networks that mean something: their captions are compared
-FASTEST = ("bf16", "fp16", "fp32")  # the precision whose speed is swept: the first of these that is asked for
+DEFAULT = "default"  # what an export makes when no precision is named; the bundle whose speed is swept
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class GpuCheckRequest:
     only: tuple[str, ...] = ()  # names of steps: these alone run, and those that they need; none: all
 
     @property
-    def swept(self) -> str:
-        """The precision whose speed is measured at every batch."""
-        return next((each for each in FASTEST if each in self.precisions), self.precisions[0])
+    def exported(self) -> tuple[str, ...]:
+        """The bundles that are exported, by what is asked of their precision."""
+        return (DEFAULT, *self.precisions)
 
 
 def plan_steps(request: GpuCheckRequest) -> tuple[StepPlan, ...]:
@@ -62,11 +62,10 @@ def plan_steps(request: GpuCheckRequest) -> tuple[StepPlan, ...]:
 def _steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     yield StepPlan("doctor", ("doctor",), 300, 10)
     yield StepPlan("one layer", ("one-layer",), 900, 30, PROBE)
-    yield StepPlan("default: build", _build(request, "default", ()), 3600, 240, makes="default")
-    for precision in request.precisions:
+    for precision in request.exported:
         yield _build_step(request, precision)
     yield StepPlan(f"{MINIWORLD}: build", ("copy", MINIWORLD, MINIWORLD), 300, 5, PROBE, makes=MINIWORLD)
-    for precision in (*request.precisions, MINIWORLD):
+    for precision in (*request.exported, MINIWORLD):
         yield from _bundle_steps(request, precision)
     yield from _speed_steps(request)
     yield from _probe_steps(request)
@@ -79,17 +78,9 @@ def _build_step(request: GpuCheckRequest, precision: str) -> StepPlan:
         # Steps run in another folder. A name without a folder may be that of a bundle that comes with the package.
         ready = str(folder.resolve()) if folder.is_dir() else str(folder)
         return StepPlan(name, ("copy", ready, out), 600, 10, PROBE, makes=out, private=frozenset({ready}))
-    return StepPlan(name, _build(request, out, _precision_words(precision)), 3600, 300, makes=out)
-
-
-def _build(request: GpuCheckRequest, out: str, words: Sequence[str]) -> tuple[str, ...]:
-    return ("--backend", "tensorrt", "--no-plans", "--weights", request.weights, *words, "--out", out)
-
-
-def _precision_words(precision: str) -> tuple[str, ...]:
-    """Seeded Slow amplifies rounding, so it stays fp32 in half precision unless it is named (docs/guides/checks.md)."""
-    words = ("--precision", precision)
-    return words if precision in ("fp32", "int8") or "=" in precision else (*words, "--precision", "cnn=fp32")
+    words = () if precision == DEFAULT else ("--precision", precision)
+    typed = ("--backend", "tensorrt", "--no-plans", "--weights", request.weights, *words, "--out", out)
+    return StepPlan(name, typed, 3600, 300, makes=out)
 
 
 def bundle_folder(precision: str) -> str:
@@ -98,12 +89,16 @@ def bundle_folder(precision: str) -> str:
 
 
 def _bundle_steps(request: GpuCheckRequest, precision: str) -> Iterator[StepPlan]:
-    """When the engines fail, the other backends are measured all the same."""
+    """When the engines fail, the other backends are measured all the same.
+
+    The default bundle's engines describe their layers, so that ``profile`` has none to build.
+    """
     bundle, built = bundle_folder(precision), (f"{precision}: build",)
     sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips), "--vectors")
     backends = [word for name in BACKENDS for word in ("--backend", name)]
-    small = ("--max-batch", str(DRY_BATCH)) if request.dry else ()
-    yield StepPlan(f"{precision}: engines", ("engines", bundle, *small), 5400, 900, needs=built)
+    words = ("--max-batch", str(DRY_BATCH)) if request.dry else ()
+    words += ("--detailed",) if precision == DEFAULT else ()
+    yield StepPlan(f"{precision}: engines", ("engines", bundle, *words), 5400, 900, needs=built, continues=True)
     yield StepPlan(f"{precision}: inspect", ("inspect", bundle), 300, 2, needs=built)
     yield StepPlan(f"{precision}: check", ("check", bundle), 900, 30, needs=built)
     yield StepPlan(f"{precision}: verify", ("verify", bundle), 1800, 120, needs=built)
@@ -112,9 +107,8 @@ def _bundle_steps(request: GpuCheckRequest, precision: str) -> Iterator[StepPlan
 
 def _speed_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     """Clips a second at every batch: graph by graph, from prepared frames, and PyTorch's on the same GPU."""
-    precision = request.swept
-    bundle, built = bundle_folder(precision), (f"{precision}: build",)
-    engines = (*built, f"{precision}: engines")
+    bundle, built = bundle_folder(DEFAULT), (f"{DEFAULT}: build",)
+    engines = (*built, f"{DEFAULT}: engines")
     batches = [word for batch in request.batches for word in ("--batch", str(batch))]
     repeats = ("--repeats", str(request.repeats))
     backends = [(TENSORRT, engines), (CUDA, built)]
@@ -126,7 +120,7 @@ def _speed_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
         prepared = ("prepared", bundle, "--backend", backend, *batches)
         yield StepPlan(f"prepared: {backend}", prepared, 3600, 300, PROBE, needs)
     profiled = ("profile", bundle, "--backend", TENSORRT, "--detailed", "--out", "profile-tensorrt")
-    yield StepPlan("profile: tensorrt", profiled, 5400, 900, needs=engines)
+    yield StepPlan("profile: tensorrt", profiled, 1800, 120, needs=engines)
     if not request.dry:
         yield StepPlan("profile: onnxruntime-cuda", ("profile", bundle, "--backend", CUDA), 1800, 120, needs=built)
     yield StepPlan("torch", ("torch", "--weights", request.weights, *batches), 3600, 600, PROBE)
@@ -134,8 +128,7 @@ def _speed_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
 
 def _probe_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     """Facts that are tested with engines of their own."""
-    precision = request.swept
-    bundle, needs = bundle_folder(precision), (f"{precision}: engines",)
+    bundle, needs = bundle_folder(DEFAULT), (f"{DEFAULT}: build",)
     yield StepPlan("profiles", ("profiles", bundle), 5400, 600, PROBE, needs)
     yield StepPlan("cuda graphs", ("cuda-graphs", bundle), 1800, 60, PROBE, needs)
     if "fp32" in request.precisions:

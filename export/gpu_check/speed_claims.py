@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .evidence import Claim, Decision, Evidence, proved, refuted, untested
-from .plan import CUDA, TENSORRT
+from .plan import CUDA, DEFAULT, TENSORRT
 
 AIM = 1200.0  # clips a second on an H200, counting prepared frames
 AIM_GPU = "H200"
@@ -55,7 +55,7 @@ def faster_than_onnxruntime(evidence: Evidence) -> Decision:
 
 def files_feed_it(evidence: Evidence) -> Decision:
     """From files: the pipeline against the smaller of what its readers and its networks reach alone."""
-    name = f"{evidence.request.swept}: bench"
+    name = f"{DEFAULT}: bench"
     bench = evidence.output(name).get("backends", {}).get(TENSORRT)
     networks = _best(_prepared(evidence, TENSORRT))
     if not bench or networks is None:

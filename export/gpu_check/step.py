@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class StepPlan:
     program: str = EXPORT
     needs: tuple[str, ...] = ()
     makes: str = ""  # folder that it makes: what an interrupted run left there is removed first
+    continues: bool = False  # run again, once, after its limit: what was finished is found again
     private: frozenset[str] = frozenset()  # words that name this machine's folders
 
     @property
@@ -49,6 +50,7 @@ class Step:
     seconds: float
     output: dict[str, Any]
     problem: str = ""
+    late: bool = False  # ended by gpu-check after its limit
 
     @property
     def ok(self) -> bool:
@@ -63,10 +65,21 @@ Say = Callable[[str], None]
 
 
 def run_step(plan: StepPlan, scratch: Path, say: Say) -> Step:
-    """Run the command in ``scratch``, where its bundles are; after the plan's limit it is killed, and has failed."""
-    say(f"{plan.name}: {plan.typed}")
+    """Run the command in ``scratch``, where its bundles are; after the plan's limit it is killed, and has failed.
+
+    One that continues is then run a second time.
+    """
     if plan.makes:
         shutil.rmtree(scratch / plan.makes, ignore_errors=True)
+    step = _run_once(plan, scratch, say)
+    if not (step.late and plan.continues):
+        return step
+    again = _run_once(plan, scratch, say)
+    return replace(again, seconds=step.seconds + again.seconds)
+
+
+def _run_once(plan: StepPlan, scratch: Path, say: Say) -> Step:
+    say(f"{plan.name}: {plan.typed}")
     started = time.monotonic()
     command = [sys.executable, "-m", plan.program, *plan.words, "--json"]
     # A session of its own: a step's own children (bench has one per backend) must end with it, or they keep the GPU.
@@ -87,7 +100,7 @@ def run_step(plan: StepPlan, scratch: Path, say: Say) -> Step:
     code = process.returncode
     problem = "" if code == 0 else (err[-_TAIL:] + late).strip().replace(str(scratch), ".")
     say(f"  exit code {code}, {seconds:.0f} s{late.replace(chr(10), ', ')}")
-    return Step(plan.name, plan.typed, code, seconds, last_json(out), problem)
+    return Step(plan.name, plan.typed, code, seconds, last_json(out), problem, bool(late))
 
 
 def skip_step(plan: StepPlan, missing: str, say: Say) -> Step:

@@ -68,7 +68,7 @@ def test_the_command_without_a_gpu_is_an_error_for_machines_too(tmp_path, monkey
 def test_every_precision_is_built_checked_verified_and_measured(tmp_path):
     request = GpuCheckRequest(tmp_path)
     steps, ran = fake_run(request)
-    for precision in (*PRECISIONS, "miniworld"):
+    for precision in ("default", *PRECISIONS, "miniworld"):
         for what in ("build", "engines", "inspect", "check", "verify", "bench"):
             assert f"{precision}: {what}" in ran
     typed = {step.name: step.command for step in steps}
@@ -81,7 +81,7 @@ def test_speed_is_measured_at_every_batch_against_pytorch(tmp_path):
     typed = {step.name: step.command for step in steps}
     batches = " ".join(f"--batch {batch}" for batch in BATCHES)
     for name in ("sweep: tensorrt", "sweep: onnxruntime-cuda", "prepared: tensorrt", "prepared: onnxruntime-cuda"):
-        assert "bundle-bf16" in typed[name]
+        assert "bundle-default" in typed[name]
         assert typed[name].endswith(batches)
     assert typed["torch"].endswith(batches)
     assert typed["torch"].startswith(f"python -m {PROBE} torch")
@@ -99,11 +99,11 @@ def test_a_bundle_that_failed_is_skipped_and_the_next_is_measured(tmp_path):
 
 def test_without_engines_the_other_backends_are_measured(tmp_path):
     request = GpuCheckRequest(tmp_path)
-    _, ran = fake_run(request, fails={"bf16: engines"})
-    assert "bf16: bench" in ran
+    _, ran = fake_run(request, fails={"default: engines"})
+    assert "default: bench" in ran
     assert "prepared: onnxruntime-cuda" in ran
     assert "prepared: tensorrt" not in ran
-    assert report_of(request, fails={"bf16: engines"})["failed"] == ["bf16: engines"]
+    assert report_of(request, fails={"default: engines"})["failed"] == ["default: engines"]
 
 
 def test_a_refused_backend_makes_the_report_not_ok(tmp_path):
@@ -178,14 +178,19 @@ def test_make_gpu_check_has_an_environment_of_its_own():
     assert "$(VENV)" not in recipe
 
 
-def test_seeded_slow_stays_fp32_in_half_precision_unless_it_was_named(tmp_path):
-    request = GpuCheckRequest(tmp_path, precisions=("fp32", "fp16", "cnn=fp16", "int8"))
+def test_every_network_of_a_bundle_has_the_precision_that_is_measured(tmp_path):
+    request = GpuCheckRequest(tmp_path, precisions=("bf16", "fp16", "cnn=fp16", "int8"))
     builds = {step.name: step.command for step in fake_run(request)[0] if step.name.endswith("build")}
-    assert "--precision fp32 --out" in builds["fp32: build"]
-    assert "--precision fp16 --precision cnn=fp32 --out" in builds["fp16: build"]
-    assert "--precision cnn=fp16 --out" in builds["cnn=fp16: build"]
-    assert "--precision int8 --out" in builds["int8: build"]
+    for precision in request.precisions:
+        assert f"--weights random:full --precision {precision} --out" in builds[f"{precision}: build"]
     assert "--precision" not in builds["default: build"]
+
+
+def test_the_swept_bundle_describes_its_layers_once(tmp_path):
+    typed = {step.name: step.command for step in fake_run(GpuCheckRequest(tmp_path))[0]}
+    assert typed["default: engines"].endswith("engines bundle-default --detailed")
+    assert "profile bundle-default --backend tensorrt --detailed" in typed["profile: tensorrt"]
+    assert "--detailed" not in typed["fp32: engines"]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +260,19 @@ def test_a_step_that_hangs_is_killed_with_its_children(tmp_path, monkeypatch):
     assert step.exit_code == -9
     assert step.seconds < 30
     assert step.problem == "ended by gpu-check: not done within 0.2 s"
+    assert step.late
+
+
+def test_engines_that_took_too_long_are_continued_once(tmp_path, monkeypatch):
+    script = tmp_path / "slow"
+    script.write_text("#!/bin/sh\n[ -e ran ] && exec echo '{\"plans\": []}'\ntouch ran\nsleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    engines = next(plan for plan in plan_steps(GpuCheckRequest(tmp_path)) if plan.name == "default: engines")
+    assert engines.continues
+    step = run_step(dataclasses.replace(engines, limit_s=2), tmp_path, lambda text: None)
+    assert (step.ok, step.output, step.late) == (True, {"plans": []}, False)
+    assert step.seconds > 2
 
 
 def test_every_step_has_a_time_limit_beyond_its_usual_time(tmp_path):
@@ -286,7 +304,7 @@ def test_what_an_interrupted_build_left_is_removed_first(tmp_path):
 
 def test_one_step_runs_with_those_that_it_needs(tmp_path):
     request = GpuCheckRequest(tmp_path, only=("profiles",))
-    assert [plan.name for plan in plan_steps(request)] == ["bf16: build", "bf16: engines", "profiles"]
+    assert [plan.name for plan in plan_steps(request)] == ["default: build", "profiles"]
     with pytest.raises(UsageError, match="expected one of: doctor, one layer") as caught:
         plan_steps(GpuCheckRequest(tmp_path, only=("polish",)))
     assert caught.value.exit_code == 2

@@ -144,8 +144,8 @@ def test_files_are_compared_with_the_slower_of_readers_and_networks():
         return {"backends": {"tensorrt": {"stages": stages, "pipeline": pipeline}}}
 
     networks = {"batches": {"16": {"clips_per_second": 900.0}}}
-    assert judged("files_feed_it", bf16_bench=bench(190.0), prepared_tensorrt=networks).verdict == "proved"
-    assert judged("files_feed_it", bf16_bench=bench(100.0), prepared_tensorrt=networks).verdict == "refuted"
+    assert judged("files_feed_it", default_bench=bench(190.0), prepared_tensorrt=networks).verdict == "proved"
+    assert judged("files_feed_it", default_bench=bench(100.0), prepared_tensorrt=networks).verdict == "refuted"
 
 
 def test_a_dry_run_decides_nothing_about_hardware():

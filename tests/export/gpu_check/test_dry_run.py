@@ -16,7 +16,7 @@ RIG = Path(__file__).parents[2] / "tensorrt_rig"
 QUICK = (
     "doctor", "one layer", "fp32: engines", "fp32: inspect", "fp32: check", "sweep: tensorrt", "prepared: tensorrt",
 )  # fmt: skip
-READY = ("--precision", "fp32", "--bundle", "fp32=miniworld")
+READY = ("--precision", "fp32", "--bundle", "fp32=miniworld", "--bundle", "default=miniworld")
 
 
 def dry_module():
