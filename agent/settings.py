@@ -43,9 +43,8 @@ class Work(_Record, frozen=True):
     max_clip_gb: float = DecodeLimits.largest_file / GB  # video files of more than so many 10^9 bytes are not read
     # "bf16" computes an fp32 bundle in bf16, "auto" takes the fastest that gives the same features.
     precision: str | None = None
-    device: str = (
-        ""  # "cuda:0,cuda:1" or "all": a worker process for each GPU; "cpu": no GPU; "": the first GPU, if any
-    )
+    # "cuda:0,cuda:1" or "all": a worker process for each GPU; "cpu": no GPU; "": the first GPU, if any
+    device: str = ""
     readers: int | None = None  # processes that decode clips, 1 to 1024; not set: by cores and memory
     batch: int | None = None  # clips in one run of a network, 1 to 1024; not set: by the GPU's memory, 1 on a CPU
     captions: int | None = None  # captions generated at once, 1 to 1024; not set: by the GPU's memory, 4 on a CPU

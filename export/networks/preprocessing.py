@@ -39,13 +39,13 @@ def clip_frames(size: int) -> FramePreprocessing:
 
 def keyframe_candidates(size: int) -> FramePreprocessing:
     """Frames among which keyframes are picked: as Slow's, but never rounded to whole bytes, which would pick others
-    (docs/decisions/033-frames-as-bytes.md)."""
+    (docs/decisions/033-fractions-for-keyframes.md)."""
     return FramePreprocessing(size=size, fit="crop", filter="bilinear", mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD)
 
 
 def pytorchvideo_frames(size: int) -> FramePreprocessing:
     """Slow and I3D. PyTorchVideo's own scaler gives fractions; as bytes they are rounded
-    (docs/decisions/033-frames-as-bytes.md)."""
+    (docs/decisions/033-fractions-for-keyframes.md)."""
     return FramePreprocessing(
         size=size, fit="crop", filter="bilinear-bytes", mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD
     )

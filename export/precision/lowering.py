@@ -71,10 +71,8 @@ def measure_fp16(spec: GraphSpec, lowering: Lowering, feeds: Sequence[Feeds]) ->
     if spec.name in choice.named:
         return lowering, f"{note}. It is fp16 as asked; the comparison with PyTorch decides"
     instead = choice.instead_of_fp16
-    choice = choice.with_graphs({spec.name: instead})
-    return dataclasses.replace(
-        lowering, choice=choice
-    ), f"{note}. It is {instead}; for fp16 all the same: {spec.name}=fp16"
+    changed = dataclasses.replace(lowering, choice=choice.with_graphs({spec.name: instead}))
+    return changed, f"{note}. It is {instead}; for fp16 all the same: {spec.name}=fp16"
 
 
 def write_lowered(spec: GraphSpec, folder: Path, lowering: Lowering) -> Graph:

@@ -5,7 +5,8 @@ Hugging Face's ``BlipImageProcessorPil``. ``bilinear`` is PyTorch's ``interpolat
 antialias=False)`` as pytorchvideo's ``ShortSideScale`` calls it (bilinear.py); ``bilinear-bytes`` is the same rounded
 to whole numbers, as torchvision's video presets resize byte tensors. ``crop`` is the centre crop of torchvision.
 
-A graph takes bytes and normalises them itself, or takes normalised values (docs/decisions/033-frames-as-bytes.md).
+A graph takes bytes and normalises them itself, or takes normalised values
+(docs/decisions/033-fractions-for-keyframes.md).
 """
 
 from __future__ import annotations

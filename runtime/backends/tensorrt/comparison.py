@@ -56,7 +56,7 @@ def compare_engine(
 ) -> Verdict:
     """Compare the engine that ``open_engine`` opens with the graph; the verdict may be ``wrong``.
 
-    ``describe`` is told what is being done. Takes seconds for small graphs; for BLIP and Slow about a minute on a few
+    ``describe`` gets what is being done. Takes seconds for small graphs; for BLIP and Slow about a minute on a few
     cores, most of it on the CPU. Raises the errors of opening and running the engine, and ENGINE_WRONG where the graph
     cannot be computed on the CPU: that is no verdict on the engine, and may pass.
     """

@@ -21,7 +21,7 @@ from ..session import Array, Session
 from .profile import Shape, axis_words
 
 SEED = 20_261_130
-BATCHES = (1, 3, 16)  # beside the smallest, the usual and the largest of each use
+BATCHES = (1, 3, 16)  # besides the smallest, the usual and the largest of each use
 # Sizes of a caption: no past tokens, one, ten; reading a caption of 12 tokens.
 STEPS = ({"tokens": 1, "past": 0}, {"tokens": 1, "past": 1}, {"tokens": 1, "past": 10}, {"tokens": 12, "past": 0})
 LARGE_BATCH = 16  # larger batches are compared at the usual and the largest sizes only

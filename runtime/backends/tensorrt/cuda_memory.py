@@ -172,7 +172,7 @@ class PinnedBuffer:
 
 
 class PinnedMemory:
-    """A few page-locked buffers by size, used in turns. A buffer is filled again once its last copy is done.
+    """A few page-locked buffers by size, used one after the other. A buffer is filled again once its last copy is done.
 
     A copy from ordinary memory would go through a buffer of the driver, piece by piece, and hold the calling thread.
     """

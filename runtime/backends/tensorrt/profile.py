@@ -20,7 +20,7 @@ from ..unavailable import BackendUnavailable, Code, unavailable
 Shape = tuple[int, ...]
 BATCH = "batch"  # the axis that EngineOptions.max_batch bounds
 # Memory of the GPU for each clip of the largest batch: BLIP's cross-attention keys and values take 42 MB in float32,
-# and are there twice beside the buffers of the graphs; an estimate with room, which no GPU has confirmed.
+# and are there twice, next to the buffers of the graphs; an estimate with room, which no GPU has confirmed.
 MB_PER_CLIP = 200
 
 

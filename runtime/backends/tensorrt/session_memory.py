@@ -3,8 +3,8 @@
 A session's work is in order on its stream, one run at a time, whatever threads the runs come from: its kernels share
 scratch memory, and a capture records all that is put on the stream.
 
-An array from the host goes to a block of its input. A large one is copied by the device's own stream into one of two
-blocks in turns, so that the next batch is copied while this one computes; a small one by the session's stream, always
+An array from the host goes to a block of its input. A large one is copied by the device's own stream into two blocks
+alternately, so that the next batch is copied while this one computes; a small one by the session's stream, always
 into the same block, so that repeated runs have the same addresses.
 
 TensorRT's developer guide wants a valid address for an empty tensor too, and another one for each: an empty tensor

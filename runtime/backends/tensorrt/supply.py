@@ -54,7 +54,7 @@ class BuildTarget:
     def key(self, manifest: Manifest, name: str) -> EngineKey:
         """The key of graph ``name``'s engine here; raises the first of ``build_problems``."""
         graph, gpu = manifest.graphs[name], self.facts.gpu
-        # TF32 would pick other keyframes (docs/decisions/033-frames-as-bytes.md).
+        # TF32 would pick other keyframes (docs/decisions/033-fractions-for-keyframes.md).
         chosen = msgspec.structs.replace(self.options, tf32=self.options.tf32 and name != "keyframes")
         options = settled_options(chosen, graph, gpu.memory_mb if gpu else 0)
         return engine_key(self.facts, manifest.files[graph.file].sha256, options)
