@@ -2,7 +2,8 @@
 
 A mark is recorded at once, where work after it must not be waited for too (a run), or later, when it is needed: the
 many small copies of rows share one event then. Recording may come from another thread than that of the stream's work,
-and would become a part of a capture; so a capture holds the stream's ``lock``, and recording takes it.
+and would become a part of a capture; so a capture holds the stream's ``lock``, and recording takes it. So does taking the
+number of a mark: a driver may have recorded an event whose number is not counted yet.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Stream:
 
     def open_mark(self) -> Mark:
         """A mark of the work so far that is recorded when someone waits for it, or with the next ``mark``."""
-        return Mark(self, self._recorded + 1)
+        with self.lock:  # another thread may be recording that mark, before the latest work
+            return Mark(self, self._recorded + 1)
 
     def wait_for(self, marks: Mapping[Stream, int]) -> None:
         """Let the work that comes next on this stream begin after marks of other streams, given by their numbers."""

@@ -14,7 +14,7 @@ import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.element_types import ElementType
 from flamest.runtime.backends.tensorrt import cuda_calls, cuda_device
-from flamest.runtime.backends.tensorrt.cuda_calls import use_gpu
+from flamest.runtime.backends.tensorrt.cuda_calls import CudaCalls, use_gpu
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 from flamest.runtime.backends.tensorrt.cuda_streams import EVENTS
 from flamest.runtime.backends.tensorrt.session_memory import SessionMemory
@@ -170,6 +170,56 @@ def test_many_copies_of_rows_share_one_event(uses):
     assert "cudaEventRecord" not in uses.cuda.calls
     assert rows.first(8).numpy().sum() == 24
     assert uses.cuda.calls.count("cudaEventRecord") == 2  # of the rows, and of the copy to the host
+
+
+class HeldCalls(CudaCalls):
+    """CUDA's calls; the thread ``held`` is kept from going on after it has recorded an event, until ``go`` is set."""
+
+    def __init__(self, runtime):
+        super().__init__(runtime, 0)
+        self.recorded, self.go, self.held = threading.Event(), threading.Event(), None
+
+    def __call__(self, name, *arguments):
+        result = super().__call__(name, *arguments)
+        if name == "cudaEventRecord" and threading.current_thread() is self.held:
+            self.recorded.set()
+            assert self.go.wait(60)
+        return result
+
+
+class TellingLock:
+    """A lock that calls ``taken`` before it makes someone wait."""
+
+    def __init__(self, taken):
+        self._lock, self._taken = threading.Lock(), taken
+
+    def __enter__(self):
+        if not self._lock.acquire(blocking=False):
+            self._taken()
+            self._lock.acquire()
+
+    def __exit__(self, *raised):
+        self._lock.release()
+
+
+def test_a_mark_taken_while_another_is_recorded_covers_its_work(fake_cuda):
+    cuda = fake_cuda.FakeCuda()
+    device = CudaDevice(cuda)
+    device.calls = calls = HeldCalls(cuda)
+    text, vision = (SessionMemory(device, name, {"x": ElementType.of("float32")}, {}) for name in ("text", "vision"))
+    text.stream.lock = TellingLock(calls.go.set)
+    target, images = text.take("rows", 1024), [vision.take("image", 1024) for _ in range(2)]
+    for image in images:
+        vision.zero(image, 0, 512)
+    text.copy(target, 0, images[0], 0, 512)
+    calls.held = threading.Thread(target=vision.zero, args=(images[0], 0, 512))  # waits for the copy, which it records
+    calls.held.start()
+    assert calls.recorded.wait(60)
+    text.copy(target, 512, images[1], 0, 512)  # after the event
+    calls.go.set()
+    calls.held.join(60)
+    vision.zero(images[1], 0, 512)  # the stand-in refuses it, if it does not wait for the second copy
+    cuda.finish()
 
 
 def test_allocating_within_a_capture_ends_it(uses):
