@@ -84,9 +84,13 @@ def text_spec(model: BlipForConditionalGeneration, longest: int = MAX_NEW_TOKENS
 
 
 def _text_uses(axes: Mapping[str, AxisRange], window: int) -> tuple[GraphUse, ...]:
-    """A caption step of a batch, the reading of a batch of captions, and all that is left: one clip at a time."""
+    """A caption step of a batch, the reading of a batch of captions, and all that is left: one clip at a time.
+
+    A reading has no past. Its range allows one position all the same: with one that allowed 0 alone, TensorRT 10.13
+    and 10.14 failed to build an engine (https://github.com/NVIDIA/TensorRT-Edge-LLM/issues/192).
+    """
     step = {**axes, "tokens": AxisRange(1, 1, 1), "past": AxisRange(window, window, window)}
-    read = {**axes, "tokens": AxisRange(1, CAPTION_TOKENS, MAX_TOKENS), "past": AxisRange(0, 0, 0)}
+    read = {**axes, "tokens": AxisRange(1, CAPTION_TOKENS, MAX_TOKENS), "past": AxisRange(0, 0, 1)}
     one = {**axes, "batch": AxisRange(1, 1, BATCH.largest)}
     return GraphUse("step", step), GraphUse("read", read), GraphUse("one", one)
 

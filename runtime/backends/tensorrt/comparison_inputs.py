@@ -60,6 +60,7 @@ def compared_settings(graph: Graph, uses: tuple[GraphUse, ...]) -> tuple[Setting
             {word: size.smallest for word, size in ranges.items()},
             {word: size.usual for word, size in ranges.items()},
             {word: size.largest for word, size in ranges.items()},
+            {word: size.smallest if word == "past" else size.largest for word, size in ranges.items()},
         ]
         steps = [{word: step.get(word, ranges[word].usual) for word in ranges} for step in STEPS]
         inside = [one for one in steps if all(ranges[w].smallest <= s <= ranges[w].largest for w, s in one.items())]

@@ -2,8 +2,8 @@
 
 A mark is recorded at once, where work after it must not be waited for too (a run), or later, when it is needed: the
 many small copies of rows share one event then. Recording may come from another thread than that of the stream's work,
-and would become a part of a capture; so a capture holds the stream's ``lock``, and recording takes it. So does taking the
-number of a mark: a driver may have recorded an event whose number is not counted yet.
+and would become a part of a capture; so a capture holds the stream's ``lock``, and recording takes it. So does giving a
+mark its number: a driver may have recorded an event that is not counted yet.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def test_uses_of_the_text_graph_are_a_step_a_reading_and_all(tiny_bundle):
     step, read, one = text.uses
     window = manifest.vlm.caption.max_new_tokens - 1
     assert (step.name, step.axes["tokens"], step.axes["past"]) == ("step", AxisRange(1, 1, 1), AxisRange(*[window] * 3))
-    assert (read.name, read.axes["tokens"].usual, read.axes["past"]) == ("read", 12, AxisRange(0, 0, 0))
+    assert (read.name, read.axes["tokens"].usual, read.axes["past"]) == ("read", 12, AxisRange(0, 0, 1))
     assert (one.name, one.axes["batch"].usual, one.axes["past"]) == ("one", 1, text.axes["past"])
     assert {graph.axes["batch"] for name, graph in manifest.graphs.items() if name != "keyframes"} == {
         AxisRange(1, 16, 128)

@@ -124,7 +124,7 @@ def text(*, bits=None, precision="fp32", seed=3):
         {"batch": BATCH, "tokens": AxisRange(1, 1, 24), "past": AxisRange(0, 10, 24)},
         (
             GraphUse("step", {"batch": BATCH, "tokens": AxisRange(1, 1, 1), "past": AxisRange(WINDOW, WINDOW, WINDOW)}),
-            GraphUse("read", {"batch": BATCH, "tokens": AxisRange(1, 12, 24), "past": AxisRange(0, 0, 0)}),
+            GraphUse("read", {"batch": BATCH, "tokens": AxisRange(1, 12, 24), "past": AxisRange(0, 0, 1)}),
             GraphUse("one", {"batch": BATCH, "tokens": AxisRange(1, 1, 24), "past": AxisRange(0, 10, 24)}),
         ),
         precision,

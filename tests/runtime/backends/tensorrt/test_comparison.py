@@ -272,7 +272,7 @@ def test_the_settings_are_the_corners_of_every_use_and_a_captions_sizes():
         for one in compared_settings(record, graph_uses(record, 18))
     }
     assert found[1, graphs.WINDOW] == (1, 3, 16, 18)
-    assert {(1, 0), (1, 1), (1, 10), (12, 0), (24, 0), (24, 24)} <= set(found)
+    assert {(1, 0), (1, 1), (1, 10), (12, 0), (24, 0), (24, 1), (24, 24)} <= set(found)
     assert all(batches[:3] == (1, 3, 16) for batches in found.values())
 
 

@@ -49,7 +49,7 @@ USES = (
     GraphUse("step", {**GRAPH.axes, "batch": AxisRange(1, 16, 128), "tokens": AxisRange(1, 1, 1),
                       "past": AxisRange(19, 19, 19)}),
     GraphUse("read", {**GRAPH.axes, "batch": AxisRange(1, 16, 128), "tokens": AxisRange(1, 12, 64),
-                      "past": AxisRange(0, 0, 0)}),
+                      "past": AxisRange(0, 0, 1)}),
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_every_use_has_a_profile_with_batches_up_to_the_largest():
     assert (step.use, read.use) == ("step", "read")
     assert step.inputs[1] == InputRange("mask", (1, 1, 1, 20), (16, 1, 1, 20), (32, 1, 1, 20))
     assert read.inputs[0] == InputRange("token_ids", (1, 1), (16, 12), (32, 64))
-    assert read.inputs[2].largest == (32, 2, 0, 8)
+    assert read.inputs[2].largest == (32, 2, 1, 8)
     assert [wanted.inputs[0].usual for wanted in profiles(graph, 2)] == [(2, 1), (2, 12)]
     assert profiles(graph, 4096) == profiles(graph)
 

@@ -20,7 +20,7 @@ TEXT = Graph(
     {},
     uses=(
         GraphUse("step", {"batch": BATCH, "tokens": AxisRange(1, 1, 1), "past": AxisRange(19, 19, 19)}),
-        GraphUse("read", {"batch": BATCH, "tokens": AxisRange(1, 12, 64), "past": AxisRange(0, 0, 0)}),
+        GraphUse("read", {"batch": BATCH, "tokens": AxisRange(1, 12, 64), "past": AxisRange(0, 0, 1)}),
     ),
 )
 
@@ -54,4 +54,4 @@ def test_each_use_has_a_profile_in_the_line():
     _, step, read = line.split("--profile=")
     assert step.startswith("0 --minShapes=token_ids:1x1,past_key_00:1x2x19x8 --optShapes=token_ids:2x1,")
     assert read.startswith("1 --minShapes=token_ids:1x1,past_key_00:1x2x0x8 --optShapes=token_ids:2x12,")
-    assert "--maxShapes=token_ids:16x64,past_key_00:16x2x0x8" in read
+    assert "--maxShapes=token_ids:16x64,past_key_00:16x2x1x8" in read
