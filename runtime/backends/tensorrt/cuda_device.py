@@ -176,10 +176,6 @@ class CudaDevice:
         """Run a captured graph."""
         self.calls("cudaGraphLaunch", captured, stream.handle)
 
-    def forget(self, captured: Any) -> None:
-        """Destroy a captured graph."""
-        self.calls("cudaGraphExecDestroy", captured)
-
 
 _OPENING = threading.Lock()
 _OPENED: dict[int, CudaDevice] = {}
