@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import GraphError
+from ...base.errors import FlamestError, GraphError
 from ..bundle.graph_records import Tensor
 from .element_types import BFLOAT16, ONNX_BFLOAT16, ORT_TYPES, ElementType
 from .onnxruntime_cpu import limited_run
@@ -39,6 +39,10 @@ SHAPE_OPERATORS = frozenset(
     | {"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Equal", "Less", "Greater", "Not", "Where", "Range"}
     | {"ConstantOfShape", "Expand", "ReduceProd", "Split"}
 )
+# Batches have many sizes here. By default ONNX Runtime tries all of cuDNN's algorithms at each new one, and its arena
+# grows to the next power of two; it never shrinks.
+# https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+PROVIDER_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
 
 
 class OrtCudaSession:
@@ -88,7 +92,7 @@ class OrtCudaSession:
         stream = cuda.take_stream()
         try:
             options = {"device_id": str(device), "use_tf32": str(int(tf32)), "user_compute_stream": str(stream.handle)}
-            session = _open(ort, graph, [(CUDA_PROVIDER, options)], name, profile)
+            session = _open(ort, graph, [(CUDA_PROVIDER, {**PROVIDER_OPTIONS, **options})], name, profile)
             tensors = _tensors(session.get_inputs()), _tensors(session.get_outputs())
             inputs, outputs = ({one.name: ElementType.of(one.dtype) for one in side} for side in tensors)
         except BaseException:
@@ -147,6 +151,19 @@ class OrtCudaSession:
         return name, self.kind, self._memory.device.number, element
 
     def _run_bound(self, binding: Any) -> None:
+        """Run; where the GPU is full, free blocks are given back to it, and it runs once more."""
+        try:
+            self._run_once(binding)
+            return
+        except FlamestError as error:
+            if error.code != Code.GPU_MEMORY:
+                raise
+        # What the failed run has begun is over, and outputs that it wrote are written again: it changes no input.
+        self._memory.stream.synchronize()
+        self._memory.device.memory.trim()
+        self._run_once(binding)
+
+    def _run_once(self, binding: Any) -> None:
         try:
             with limited_run(self.where) as options:
                 self._session.run_with_iobinding(binding, options)

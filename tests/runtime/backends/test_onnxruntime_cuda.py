@@ -151,6 +151,8 @@ def test_arithmetic_on_shapes_alone_passes_the_strict_flag(monkeypatch, text):
     ((provider, options),) = opened.asked[0][1]
     assert (provider, options["device_id"], options["use_tf32"]) == (CUDA_PROVIDER, "0", "0")
     assert int(options["user_compute_stream"]) == session._memory.stream.handle
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
 
 
 def test_gpu_and_tf32_are_options_of_the_session(monkeypatch, text, opened_device):
@@ -316,6 +318,28 @@ def test_a_full_gpu_in_a_run_names_the_batch(bound, toys, monkeypatch):
         bound.run(step_feeds(bound, toys, past))
     assert caught.value.code == "GPU_MEMORY"
     assert "--batch" in caught.value.fix
+
+
+def test_a_full_gpu_gets_free_blocks_back_and_runs_again(bound, toys, monkeypatch):
+    past = {name: np.zeros((2, 1, 3, toys.D), np.float32) for name in ("past_key_00", "past_value_00")}
+    feeds = step_feeds(bound, toys, past)
+    expected = bound.run(feeds, ["logits"])["logits"]
+    genuine, device, runs = bound._session, bound._memory.device, []
+    bound.value(np.ones(1 << 20, np.float32))  # its block is free at once
+
+    class FullOnce:
+        io_binding = genuine.io_binding
+
+        def run_with_iobinding(self, binding, options):
+            runs.append(device.calls.runtime.calls.count("cudaFree"))
+            if len(runs) == 1:
+                raise RuntimeError("CUDA failure 2: out of memory")
+            genuine.run_with_iobinding(binding, options)
+
+    monkeypatch.setattr(bound, "_session", FullOnce())
+    np.testing.assert_array_equal(bound.run(feeds, ["logits"])["logits"], expected)
+    assert len(runs) == 2
+    assert runs[1] > runs[0]
 
 
 def test_bfloat16_is_bound_by_onnxs_number(bound):
