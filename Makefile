@@ -9,7 +9,9 @@ FLOWER_SUITE := tests/fedproto tests/coordinator tests/agent tests/federation $(
 MODULES = $(shell find $(PACKAGES) docs/tooling -name '*.py' ! -name '*_pb2*' | sed -e 's,/__init__.py,,' -e 's,.py$$,,' -e 's,/,.,g' -e 's,^,-m flamest.,')
 STAMP := $(VENV)/.flamest-dev
 DEMO_STAMP := $(VENV)/.flamest-demo
-GPU_VENV ?= .venv-gpu
+# Of the packages for the GPU: 13 needs driver 580.
+CUDA ?= 13
+GPU_VENV ?= .venv-gpu$(if $(filter 12,$(CUDA)),-cu12)
 GPU_STAMP := $(GPU_VENV)/.flamest-gpu
 RIG := build/tensorrt/.installed
 PROTOC := build/protoc/.installed
@@ -140,12 +142,15 @@ package-test: requirements  ## install wheel, sdist and wheelhouses in clean env
 
 ##@ With an NVIDIA GPU
 
-gpu-setup: $(GPU_STAMP)  ## an environment like that of setup, with TensorRT and ONNX Runtime for CUDA 13: .venv-gpu (8 GB)
+gpu-setup: $(GPU_STAMP)  ## an environment like that of setup, with TensorRT and ONNX Runtime for CUDA 13 (or CUDA=12): .venv-gpu (8 GB)
 
-# Of its own: onnxruntime and onnxruntime-gpu have the same files, and only one of them may be installed.
+# Of its own: onnxruntime and onnxruntime-gpu have the same files, and only one of them may be installed. For CUDA 12
+# PyTorch is an older one than the tests' (pyproject.toml says why).
 $(GPU_STAMP): pyproject.toml constraints.txt
 	@test -x $(GPU_VENV)/bin/python || python3 -m venv $(GPU_VENV)
-	@$(GPU_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev-gpu]'
+	@grep -vE '^($(if $(filter 12,$(CUDA)),torch|torchvision,none))==' constraints.txt >$(GPU_VENV)/constraints.txt
+	@$(GPU_VENV)/bin/pip install --quiet --constraint $(GPU_VENV)/constraints.txt \
+		--editable '.[dev-gpu$(if $(filter 12,$(CUDA)),-cu12)]'
 	@touch $@
 
 gpu-check: gpu-setup  ## on a machine with an NVIDIA GPU: build, verify, measure; one report to send back

@@ -82,10 +82,35 @@ def test_a_role_and_its_core_differ_by_onnx_runtime_alone(role):
     assert "onnxruntime" not in installed_by(f"{role}-core")
 
 
-@pytest.mark.parametrize("role", ["agent-gpu", "agent-gpu-cu12", "agent-gpu-cu13", "gpu", "export-gpu", "dev-gpu"])
+GPU_ROLES = "agent-gpu agent-gpu-cu12 agent-gpu-cu13 gpu export-gpu export-gpu-cu12 dev-gpu dev-gpu-cu12"
+
+
+@pytest.mark.parametrize("role", GPU_ROLES.split())
 def test_a_role_for_a_gpu_brings_the_gpu_package(role):
     assert {"onnxruntime-gpu", "cuda-bindings"} <= installed_by(role)
     assert installed_by("agent-core") <= installed_by(role)
+
+
+@pytest.mark.parametrize("role", ["export-gpu-cu12", "dev-gpu-cu12"])
+def test_a_role_for_cuda_12_has_a_pytorch_of_cuda_12(role):
+    """torch 2.10 asks for cuda-bindings 12.9, torch 2.11 for 13: only the former goes with TensorRT for CUDA 12."""
+    from packaging.requirements import Requirement
+
+    needs, pending, seen = [], [role], set()
+    while pending:
+        extra = pending.pop()
+        seen.add(extra)
+        for need in map(Requirement, EXTRAS[extra]):
+            if need.name == "flamest":
+                pending += need.extras - seen
+            else:
+                needs.append(need)
+    torch = [need.specifier for need in needs if need.name == "torch"]
+    bindings = [need.specifier for need in needs if need.name == "cuda-bindings"]
+    assert all(each.contains("2.10.0") for each in torch)
+    assert not all(each.contains("2.11.0") for each in torch)
+    assert bindings
+    assert all(each.contains("12.9.4") and not each.contains("13.0.3") for each in bindings)
 
 
 def test_lower_bounds_lie_inside_those_of_flower():

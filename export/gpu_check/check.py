@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ...base.files import write_atomic
 from ...runtime.backends.machine import MachineFacts, gather_facts
 from ...runtime.backends.tensorrt.supply import build_problems
 from ...runtime.backends.unavailable import BackendUnavailable, Code, unavailable
-from .plan import GpuCheckRequest, plan_steps
+from .plan import CUDA, GpuCheckRequest, plan_steps
 from .report import make_report, write_report
 from .step import Say, Step, StepPlan, run_step, skip_step
 
@@ -43,10 +43,13 @@ def check_gpu(request: GpuCheckRequest, say: Say, *, facts: MachineFacts | None 
     require_dry(request, facts)
     if not request.dry:
         require_packages(facts)
+        request = replace(request, left_out=left_out(facts))
     measured = utc_date()  # of the beginning: the report's name does not change at midnight
     plans = plan_steps(request)
     minutes = sum(plan.usual_s for plan in plans) / 60
     say(f"{len(plans)} steps, estimated {minutes:.0f} minutes in all (never timed on a GPU; Ctrl-C keeps the report)")
+    for name, why in request.left_out.items():
+        say(f"{name} is left out: {why}")
     steps: list[Step] = []
     with contextlib.ExitStack() as stack:
         if request.work is None:
@@ -131,15 +134,31 @@ def require_dry(request: GpuCheckRequest, facts: MachineFacts) -> None:
 
 
 def require_packages(facts: MachineFacts) -> None:
-    """Raise an error for all that is missing to build engines and to run both GPU backends, before a long export."""
+    """Raise an error for all that is missing to build engines and to run them, before a long export."""
     problems = list(build_problems(facts))
     if not problems and "cuda-bindings" not in facts.versions:
         problems.append(unavailable(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
-    if not facts.ort_has_cuda:
-        problems.append(unavailable(Code.ORT_NO_CUDA, "ONNX Runtime's CUDA provider is not installed"))
     if problems:
+        problems += _cuda_problems(facts)
         fixes = dict.fromkeys(problem.fix for problem in problems)
         evidence = "; ".join([problems[0].evidence, *(str(problem) for problem in problems[1:])])
         raise BackendUnavailable(
-            problems[0].code, evidence, "; ".join((*fixes, "or all at once in a checkout: make gpu-setup"))
+            problems[0].code, evidence, "; ".join((*fixes, f"or all at once in a checkout: {make_target(facts)}"))
         ).error()
+
+
+def left_out(facts: MachineFacts) -> Mapping[str, str]:
+    """Backends that this machine lacks and the check can do without, each with the reason."""
+    problems = _cuda_problems(facts)
+    return {CUDA: f"{problems[0]}; {problems[0].fix}"} if problems else {}
+
+
+def _cuda_problems(facts: MachineFacts) -> list[BackendUnavailable]:
+    if facts.ort_has_cuda:
+        return []
+    return [unavailable(Code.ORT_NO_CUDA, "ONNX Runtime's CUDA provider is not installed")]
+
+
+def make_target(facts: MachineFacts) -> str:
+    """The target that sets up an environment for the driver's CUDA."""
+    return "make gpu-setup CUDA=12" if facts.cuda.partition(".")[0] == "12" else "make gpu-setup"

@@ -227,7 +227,7 @@ def _failed(evidence: Evidence, name: str) -> Decision:
 REPORT = "attach the report to an issue"
 ENGINE_CLAIMS = (
     Claim("driver_fits", "The driver is new enough for the installed CUDA packages.", driver_fits,
-          "install a newer driver, or the packages for CUDA 12: pip install 'flamest[tensorrt-cu12,agent-gpu-cu12]'",
+          "install a newer driver, or the packages for CUDA 12: make gpu-check CUDA=12",
           required=True),
     Claim("one_layer", "TensorRT builds and runs an engine of one layer here.", one_layer,
           f"{REPORT}; nothing else of TensorRT will work", required=True, in_dry=True),

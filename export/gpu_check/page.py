@@ -30,6 +30,8 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"- driver {machine['driver'] or 'unknown'}, CUDA {machine['cuda'] or 'none'}; {versions or 'no versions'}"
     yield f"- processor: {machine['processor']}, {machine['cores']} cores; Python {machine['python']}"
     yield f"- flamest {report['flamest']}, {report['measured']}, weights {report['weights']}"
+    for name, why in report["left_out"].items():
+        yield f"- {name} is left out: {why}"
     yield ""
 
 

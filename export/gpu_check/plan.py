@@ -31,6 +31,7 @@ class GpuCheckRequest:
     dry: bool = False
     work: Path | None = None
     bundles: Mapping[str, Path] = field(default_factory=dict)  # by precision: ready ones, which are not exported
+    left_out: Mapping[str, str] = field(default_factory=dict)  # by backend: the reason why it is not asked for
     only: tuple[str, ...] = ()  # names of steps: these alone run, and those that they need; none: all
 
     @property
@@ -95,7 +96,7 @@ def _bundle_steps(request: GpuCheckRequest, precision: str) -> Iterator[StepPlan
     """
     bundle, built = bundle_folder(precision), (f"{precision}: build",)
     sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips), "--vectors")
-    backends = [word for name in BACKENDS for word in ("--backend", name)]
+    backends = [word for name in BACKENDS if name not in request.left_out for word in ("--backend", name)]
     words = ("--max-batch", str(DRY_BATCH)) if request.dry else ()
     words += ("--detailed",) if precision == DEFAULT else ()
     yield StepPlan(f"{precision}: engines", ("engines", bundle, *words), 5400, 900, needs=built, continues=True)
@@ -112,7 +113,8 @@ def _speed_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     batches = [word for batch in request.batches for word in ("--batch", str(batch))]
     repeats = ("--repeats", str(request.repeats))
     backends = [(TENSORRT, engines), (CUDA, built)]
-    if request.dry:  # there are no stand-ins of ONNX Runtime CUDA
+    without_cuda = request.dry or CUDA in request.left_out  # there are no stand-ins of ONNX Runtime CUDA
+    if without_cuda:
         backends.pop()
     for backend, needs in backends:
         sweep = ("bench", bundle, *repeats, "--clips", str(request.clips), "--backend", backend, *batches)
@@ -121,7 +123,7 @@ def _speed_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
         yield StepPlan(f"prepared: {backend}", prepared, 3600, 300, PROBE, needs)
     profiled = ("profile", bundle, "--backend", TENSORRT, "--detailed", "--out", "profile-tensorrt")
     yield StepPlan("profile: tensorrt", profiled, 1800, 120, needs=engines)
-    if not request.dry:
+    if not without_cuda:
         yield StepPlan("profile: onnxruntime-cuda", ("profile", bundle, "--backend", CUDA), 1800, 120, needs=built)
     yield StepPlan("torch", ("torch", "--weights", request.weights, *batches), 3600, 600, PROBE)
 

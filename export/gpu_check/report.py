@@ -57,6 +57,7 @@ def make_report(
         "refuted": broken,
         "claims": claims,
         "next": next_steps(claims, failed, dry=request.dry),
+        "left_out": dict(request.left_out),
         "refused": refused[False],
         "refused_as_expected": refused[True],
         "beside_fp32_cuda": compare_with_fp32(steps),

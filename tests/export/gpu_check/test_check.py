@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -158,7 +159,6 @@ def test_missing_packages_end_it_before_any_export(tmp_path, monkeypatch):
     ("lacks", "code"),
     [
         ({"versions": {"tensorrt": "10.13.0"}}, "CUDA_BINDINGS"),
-        ({"ort_has_cuda": False}, "ORT_NO_CUDA"),
         ({"tensorrt_builds": False}, "TRT_NO_BUILDER"),
     ],
 )
@@ -169,13 +169,54 @@ def test_each_missing_package_has_its_code(lacks, code):
     require_packages(READY)
 
 
+def test_a_missing_cuda_provider_leaves_out_its_own_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "run_step", lambda plan, scratch, say: Step(plan.name, plan.typed, 0, 1.0, {}))
+    lines = []
+    jetson = dataclasses.replace(READY, ort_has_cuda=False)
+    path, report = check_gpu(GpuCheckRequest(tmp_path), lines.append, facts=jetson)
+    commands = {step["name"]: step["command"] for step in report["steps"]}
+    assert "prepared: tensorrt" in commands
+    assert not any("onnxruntime-cuda" in f"{name} {typed}" for name, typed in commands.items())
+    assert report["left_out"]["onnxruntime-cuda"].startswith("ORT_NO_CUDA: ")
+    assert any("onnxruntime-cuda is left out: ORT_NO_CUDA" in line for line in lines)
+    assert "onnxruntime-cuda is left out" in path.with_suffix(".md").read_text()
+    verdicts = {row["claim"]: row["verdict"] for row in report["claims"]}
+    assert verdicts["cuda_loads_bf16"] == verdicts["faster_than_onnxruntime"] == "not tested"
+
+
+@pytest.mark.parametrize(("cuda", "target"), [("12.8", "make gpu-setup CUDA=12"), ("13.0", "make gpu-setup")])
+def test_missing_packages_are_named_for_the_driver_of_this_machine(cuda, target):
+    with pytest.raises(SettingsError) as caught:
+        require_packages(dataclasses.replace(H100, cuda=cuda))
+    assert caught.value.fix.endswith(f"in a checkout: {target}")
+
+
 def test_make_gpu_check_has_an_environment_of_its_own():
     makefile = (Path(check.__file__).parents[2] / "Makefile").read_text()
     assert re.search(r"^gpu-check: gpu-setup ", makefile, re.MULTILINE)
     recipe = makefile.partition("\n$(GPU_STAMP): ")[2].partition("\n\n")[0]
     assert "$(GPU_VENV)/bin/pip install" in recipe
-    assert "[dev-gpu]" in recipe
+    assert "[dev-gpu" in recipe
     assert "$(VENV)" not in recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "extra", "has_torch"), [((), "dev-gpu", True), (("CUDA=12",), "dev-gpu-cu12", False)]
+)
+def test_make_gpu_setup_installs_for_the_cuda_that_is_named(words, extra, has_torch):
+    folder = Path(check.__file__).parents[2]
+    typed = subprocess.run(
+        ["make", "--dry-run", "--always-make", "gpu-setup", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"'.[{extra}]'" in typed
+    kept = re.search(r"grep -vE '(\S+)'", typed)[1]
+    pins = [line for line in (folder / "constraints.txt").read_text().splitlines() if not re.match(kept, line)]
+    assert any(line.startswith("torch==") for line in pins) is has_torch
+    assert any(line.startswith("numpy==") for line in pins)
 
 
 def test_every_network_of_a_bundle_has_the_precision_that_is_measured(tmp_path):
