@@ -72,7 +72,7 @@ HF_HUB_OFFLINE = Variable(
     "HF_HUB_OFFLINE",
     "Set to 1 to use downloaded weights only, without network.",
     "weights that are missing are downloaded",
-    "huggingface_hub, for flamest-export and flamest-experiment",
+    "flamest-export and flamest-experiment, and huggingface_hub for them",
 )
 HF_TOKEN = Variable(
     "HF_TOKEN",

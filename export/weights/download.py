@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,6 +53,14 @@ class _Refused(Exception):
     """Something else than the file arrives; another attempt would bring the same."""
 
 
+class _Lost(Exception):
+    """The network failed: what urllib or the socket raised is its cause, and never comes from the disk."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     """Follows a redirect unless it leads from https to http, where anyone on the way could answer."""
 
@@ -84,8 +92,8 @@ def download(wanted: Wanted, to: Path, *, fix: str, pause: Callable[[float], Non
         raise UnreachableError(
             f"{wanted.name} could not be downloaded from {_host(wanted.url)}: {error}", fix=fix, code="bad_download"
         ) from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
-        problem = network_problem(error)
+    except _Lost as error:
+        problem = network_problem(error.reason)
         raise UnreachableError(
             f"{wanted.name} could not be downloaded from {_host(wanted.url)}: {problem.reason}",
             fix="; or ".join(text for text in (problem.fix, fix) if text),
@@ -109,6 +117,7 @@ class _Transfer:
         self._digest = hashlib.sha256()
         self._done = 0
         self._whole: int | None = wanted.bytes or None
+        self._answered = False  # the server sent some of the file, or began to
         self._version = ""  # the server's ETag: a file that changes meanwhile is fetched from its beginning
 
     def run(self) -> None:
@@ -121,12 +130,12 @@ class _Transfer:
                 if self._whole is None:  # the server named no length, and ended properly
                     self._whole = self._done
                 if self._done < self._whole:
-                    raise http.client.IncompleteRead(b"", self._whole - self._done)
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                    raise _Lost(http.client.IncompleteRead(b"", self._whole - self._done))
+            except _Lost as error:
                 failed = failed + 1 if self._done <= before else 1
-                if not self._may_pass(error) or failed >= ATTEMPTS:
+                if not self._may_pass(error.reason) or failed >= ATTEMPTS:
                     raise
-                self._pause(_wait(error, failed))
+                self._pause(_wait(error.reason, failed))
         self._compare()
 
     def _may_pass(self, error: Exception) -> bool:
@@ -134,25 +143,28 @@ class _Transfer:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the answer's connection
             return error.code in _AGAIN
-        return self._whole is not None or not isinstance(error, urllib.error.URLError)
+        return self._answered or not isinstance(error, (urllib.error.URLError, ValueError))
 
     def _request(self) -> None:
         headers = {"User-Agent": "flamest-export", "Accept-Encoding": "identity"}
         if self._done:
             headers |= {"Range": f"bytes={self._done}-"} | ({"If-Range": self._version} if self._version else {})
         opener = urllib.request.build_opener(_OnlyHttps)
-        with opener.open(urllib.request.Request(self._wanted.url, headers=headers), timeout=TIMEOUT_S) as answer:
+        with _network():
+            opened = opener.open(urllib.request.Request(self._wanted.url, headers=headers), timeout=TIMEOUT_S)
+        with opened as answer:
             self._start(answer)
             title = f"{self._wanted.name} from {_host(self._wanted.url)}"
             with progress_bar(title, max((self._whole or 0) // MB, 1), unit="MB") as progress:
                 shown = 0
-                while chunk := answer.read(CHUNK):
+                while chunk := _read(answer):
                     self._take(chunk)
                     progress.advance(self._done // MB - shown)
                     shown = self._done // MB
 
     def _start(self, answer: Any) -> None:
         """Compare an answer's length with what is known, and the space on the disk with both."""
+        self._answered = True
         if self._done and answer.status != 206:  # from the beginning, although a part was asked for
             self._file.seek(0)
             self._file.truncate()
@@ -188,6 +200,20 @@ class _Transfer:
                 f"the {self._done:,} bytes that arrived have the SHA-256 {self._digest.hexdigest()}, "
                 f"expected {self._wanted.sha256}"
             )
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[None]:
+    """Raise every failure of a request as _Lost: a socket's OSError has the type of a disk's."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _Lost(error) from error
+
+
+def _read(answer: Any) -> bytes:
+    with _network():
+        return bytes(answer.read(CHUNK))
 
 
 def _remove_abandoned(to: Path) -> None:

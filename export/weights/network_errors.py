@@ -26,6 +26,7 @@ class NetworkProblem:
     fix: str = ""
 
 
+OFFLINE = NetworkProblem("HF_HUB_OFFLINE forbids the network", "unset HF_HUB_OFFLINE")
 _STATUS = {
     401: ("needs a login, or does not exist", "check the name; for a model that needs a login set HF_TOKEN"),
     403: ("is refused", "check that this network may fetch it; for a model that needs a login set HF_TOKEN"),
@@ -40,6 +41,8 @@ _NAMES = (
      "log in to the network with a browser, or set https_proxy, then run the command again"),
     (r"[Xx]et", "the hub's storage (Xet) cannot be reached",
      "set HF_HUB_DISABLE_XET=1, so that the files come over HTTPS alone, and run the command again"),
+    (r"SSLEOFError|SSLZeroReturn|EOF occurred|BAD_RECORD|DECRYPTION_FAILED", "the encrypted connection broke off",
+     "run the command again"),
     (r"CERTIFICATE_VERIFY_FAILED|SSL", "the server's certificate cannot be verified",
      "name your organisation's authority: SSL_CERT_FILE=FILE.pem (REQUESTS_CA_BUNDLE for older libraries)"),
     (r"ProxyError|proxy", "the proxy does not answer as one", "check https_proxy and no_proxy"),
@@ -48,7 +51,8 @@ _NAMES = (
     (r"[Tt]ime(d )?out", "nothing came for too long", "run the command again; HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer"),
     (r"gaierror|[Nn]ame or service|name resolution|nodename", "the name of the server is not known here: no network",
      "check the network, or set https_proxy"),
-    (r"Connect|[Rr]efused|unreachable", "the server cannot be reached", "check the network, or set https_proxy"),
+    (r"Connect|[Rr]efused|unreachable|No route to host|Network is down|Host is down", "the server cannot be reached",
+     "check the network, or set https_proxy"),
 )  # fmt: skip
 
 
@@ -56,8 +60,8 @@ def network_problem(error: BaseException) -> NetworkProblem:
     """Return what an exception of a download means."""
     chain = list(_chain(error))
     words = " ".join(f"{type(each).__name__}: {each}" for each in chain)
-    if "OfflineModeIsEnabled" in words or HF_HUB_OFFLINE.value() in ("1", "true", "TRUE", "yes", "on", "ON", "YES"):
-        return NetworkProblem("HF_HUB_OFFLINE forbids the network", "unset HF_HUB_OFFLINE")
+    if "OfflineModeIsEnabled" in words:
+        return OFFLINE
     status = next((code for code in map(_status, chain) if code), 0)
     if status in _STATUS:
         reason, fix = _STATUS[status]
@@ -69,6 +73,11 @@ def network_problem(error: BaseException) -> NetworkProblem:
             return NetworkProblem(reason, fix)
     text = next((str(each).strip() for each in chain if str(each).strip()), type(error).__name__)
     return NetworkProblem(printable(text.splitlines()[0])[:_LONGEST])
+
+
+def is_offline() -> bool:
+    """True where HF_HUB_OFFLINE forbids the network; huggingface_hub reads the same values."""
+    return HF_HUB_OFFLINE.value().upper() in ("1", "ON", "YES", "TRUE")
 
 
 def is_disk_full(error: BaseException) -> bool:

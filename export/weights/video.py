@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import DataError, MissingExtra
+from ...base.errors import DataError, MissingExtra, UnreachableError
 from ...base.files import printable_path
 from ...base.progress import note
 from ..networks.reference import VideoForm, VideoNetwork
@@ -19,6 +19,7 @@ from .checkpoints import BATCH_COUNT, check_tensors, load_checkpoint
 from .download import Wanted, download
 from .hub import local_or_hub
 from .hub_folder import VIDEOMAE_FILES, load_videomae
+from .network_errors import OFFLINE, is_offline
 from .random_convolutions import randomise_i3d, randomise_resnet3d, randomise_slow
 from .random_transformers import randomise_videomae
 from .releases import BY_SOURCE
@@ -98,7 +99,8 @@ def fetch_zoo_file(entry: ZooFile, source: WeightSource) -> Path:
     """Return the file in PyTorch's download cache, fetched from the model zoo where it is not there yet.
 
     The hash of a file that was there is checked when it is read. Raises UnreachableError, naming the file to bring,
-    when it cannot be fetched (``bad_download`` when what arrived is not the file); StorageError.
+    when it cannot be fetched or HF_HUB_OFFLINE forbids it (``bad_download`` when what arrived is not the file);
+    StorageError.
     """
     try:
         cached = zoo_cache() / entry.name
@@ -106,6 +108,15 @@ def fetch_zoo_file(entry: ZooFile, source: WeightSource) -> Path:
         raise MissingExtra("torch", extra="export") from error
     if os.path.lexists(cached):
         return cached
+    fix = (
+        f"bring {entry.name} of {entry.zoo} ({source.text}, Kinetics) to this machine, then type: "
+        f"flamest-export --backend onnx {source.option} PATH/{entry.name} --out DIR"
+    )
+    if is_offline():
+        raise UnreachableError(
+            f"{entry.name} of {source.text} is not in {printable_path(cached.parent)}, and {OFFLINE.reason}",
+            fix=f"{OFFLINE.fix}; or {fix}",
+        )
     release = BY_SOURCE[source.text]
     note(f"fetching {entry.name} to {printable_path(cached.parent)}; licence: {release.licence}")
     download(
@@ -113,8 +124,7 @@ def fetch_zoo_file(entry: ZooFile, source: WeightSource) -> Path:
             entry.url(), f"{entry.name} of {source.text}", bytes=release.bytes, sha256=source.expected_sha256(cached)
         ),
         cached,
-        fix=f"bring {entry.name} of {entry.zoo} ({source.text}, Kinetics) to this machine, then type: "
-        f"flamest-export --backend onnx {source.option} PATH/{entry.name} --out DIR",
+        fix=fix,
     )
     return cached
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import collections
+import errno
 import hashlib
+import http.client
 import io
+import itertools
 import os
 import shutil
+import ssl
 from dataclasses import replace
 from email.message import Message
 from types import SimpleNamespace
@@ -15,7 +19,7 @@ import pytest
 import torch
 from flamest.base.errors import DataError, StorageError, UnreachableError
 from flamest.export.weights import video
-from flamest.export.weights.download import Wanted, _OnlyHttps, _Refused, download
+from flamest.export.weights.download import ATTEMPTS, Wanted, _OnlyHttps, _Refused, download
 from flamest.export.weights.fetching import fetch_sources
 from flamest.export.weights.source import parse_source
 from flamest_tests_web_server import (
@@ -171,6 +175,70 @@ def test_a_full_disk_is_a_storage_error(web, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+SOCKET_FAILURES = [
+    (OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)), "the server cannot be reached"),
+    (OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)), "the server cannot be reached"),
+    (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "the encrypted connection broke off"),
+]
+
+
+@pytest.mark.parametrize(("failure", "said"), SOCKET_FAILURES)
+def test_a_socket_that_fails_is_no_full_disk(web, tmp_path, monkeypatch, failure, said):
+    read, calls = http.client.HTTPResponse.read, itertools.count()
+
+    def once(answer, *arguments):
+        if next(calls) == 1:
+            raise failure
+        return read(answer, *arguments)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", once)
+    assert fetch(web, tmp_path / "a" / "w") == [1.0]
+    assert (tmp_path / "a" / "w").read_bytes() == DATA
+    assert web.ranges == [f"bytes={1 << 20}-"], "what had arrived is not fetched again"
+
+    def always(*_):
+        raise failure
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", always)
+    assert said in refused(web, tmp_path / "b" / "w").message
+
+
+def test_a_disk_that_fails_is_no_network(web, tmp_path, monkeypatch):
+    def fails(_):
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(StorageError, match="cannot be written"):
+        fetch(web, tmp_path / "w")
+
+
+@pytest.mark.parametrize("known", [{}, {"bytes": 1000}])
+def test_without_a_network_nothing_is_waited_for(tmp_path, known):
+    with pytest.raises(UnreachableError, match="the server cannot be reached"):
+        download(
+            Wanted("http://127.0.0.1:1/w", "w", **known),
+            tmp_path / "w",
+            fix="bring it",
+            pause=lambda _: pytest.fail("waited"),
+        )
+
+
+def test_a_server_that_answered_is_asked_again(tmp_path):
+    with serving() as web:
+        web.files[PATH] = DATA
+        web.faults[PATH] = cut_after(DATA, 700_000)
+        pauses = []
+
+        def gone(seconds):
+            pauses.append(seconds)
+            web.faults[PATH] = lambda answer: answer.connection.close()
+
+        with pytest.raises(UnreachableError):
+            download(Wanted(web.address + PATH, "w"), tmp_path / "w", fix="bring it", pause=gone)
+    assert pauses == [1.0, 2.0, 4.0, 8.0][: len(pauses)]
+    assert len(pauses) == ATTEMPTS - 1
+
+
 @pytest.fixture
 def zoo(web, tmp_path, monkeypatch):
     """PyTorch's cache in a folder of its own, and the zoo's address on loopback."""
@@ -204,6 +272,27 @@ def test_a_failed_zoo_download_leaves_no_cache_that_poisons_the_next_try(zoo, tm
     assert video.load_checkpoint(cached).tensors["w"].sum() == 100
     zoo.faults[PATH] = status(500)
     assert video.fetch_zoo_file(entry, source) == cached, "the cache needs no network"
+
+
+def test_the_offline_variable_forbids_zoo_downloads_too(zoo, tmp_path, monkeypatch):
+    source, entry = parse_source("slow", "slow_r50"), video.VIDEO_WEIGHTS["slow"].zoo
+    zoo.files[PATH] = small_checkpoint()
+    for value in ("1", "True", "yes"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        with pytest.raises(UnreachableError, match="HF_HUB_OFFLINE forbids the network") as caught:
+            video.fetch_zoo_file(entry, source)
+        assert caught.value.fix.startswith("unset HF_HUB_OFFLINE; or bring SLOW_8x8_R50.pyth")
+    assert zoo.asked == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    cached = video.fetch_zoo_file(entry, source)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert video.fetch_zoo_file(entry, source) == cached, "the cache needs no network"
+
+
+def test_the_offline_variable_does_not_stand_for_other_errors(web, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    web.faults[PATH] = status(404)
+    assert "is not there" in refused(web, tmp_path / "w").message
 
 
 @pytest.mark.parametrize(
