@@ -4,7 +4,7 @@
     fused    vlm [batch, 768], cnn [batch, 2048], say   -> the same, of the two in a row
 
 All values are float32, the batch is dynamic, the parameters are inside the file. Operators are those of ONNX 1.12
-(opset 17, IR version 9). ``metadata_props`` hold what a model file holds (model_file.py), each value one JSON text:
+(opset 17, IR version 8). ``metadata_props`` hold what a model file holds (model_file.py), each value one JSON text:
 ``flamest.labels`` names the classes in the outputs' order; ``flamest.version`` is the package that wrote it.
 """
 

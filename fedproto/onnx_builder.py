@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from ..base.errors import MissingExtra
 
-OPSET = 17  # of every graph that is written here: old enough for runtimes of 2022
-IR_VERSION = 9
+OPSET, IR_VERSION = 17, 8  # of every graph that is written here: ONNX 1.12, for runtimes of 2022
 DType = Literal["float32", "float64"]
 
 

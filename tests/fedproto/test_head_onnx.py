@@ -130,6 +130,8 @@ def test_a_file_says_what_it_is_in_json():
     assert tuple(json.loads(found["flamest.labels"])) == labels
     assert (json.loads(found["flamest.run"]), json.loads(found["flamest.round"])) == ("rün", 20)
     assert [(opset.domain, opset.version) for opset in loaded.opset_import] == [("", 17)]
+    release = next(row for row in onnx.helper.VERSION_TABLE if row[0] == "1.12.0")
+    assert (loaded.ir_version, 17) == release[1:3], "runtimes of ONNX 1.12 refuse a newer IR version"
     assert not any(tensor.external_data for tensor in loaded.graph.initializer), "one file"
 
 
