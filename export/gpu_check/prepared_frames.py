@@ -28,7 +28,9 @@ from ..bench.child import gpu_used_mb
 from ..bench.comparison import quantiles
 
 KEPT = 8  # different clips, in turn
-FULL_BATCHES, LEAST = 6, 32  # clips that are timed: so many batches, and no fewer
+TIMED_BATCHES, LEAST = 20, 32  # clips that are timed: so many batches, and no fewer
+AROUND = 4  # batches before and after them, in which the stages fill and drain
+MOST_ROUNDS = 8  # of warming up
 READING = ("decode", "keyframes", "prepare")  # stages that memory takes the place of
 
 
@@ -56,29 +58,65 @@ def _measure_batch(bundle: Path, backend: str, batch: int) -> dict[str, Any]:
     sizes = PipelineOptions(readers=1, batch=batch, captions=max(batch, 1))
     with open_extractor(bundle, pipeline=sizes, opening=opening) as extractor:
         feed_from_memory(extractor)
-        _run(extractor, 2 * batch)  # allocation, capture of CUDA graphs
-        count = max(FULL_BATCHES * batch, LEAST)
-        started = time.perf_counter()
-        clips = _run(extractor, count)
-        seconds = time.perf_counter() - started
+        rounds = warm_up(lambda: _run(extractor, (AROUND + 2) * batch), lambda: _work_of_graphs(extractor))
+        before, _ = _work_of_graphs(extractor)
+        count = max(TIMED_BATCHES * batch, LEAST)
+        done = _run(extractor, count + 2 * AROUND * batch)
+        features, speed = steady_part(done, AROUND * batch, batch)
         stages = [stage for stage in extractor.stages if stage not in READING]
         return {
-            "clips": count,
+            "clips": len(features),
             "batch": extractor.sizes.batch,
-            "clips_per_second": count / seconds,
-            "stages": {stage: quantiles([each.stages_ms[stage] for each in clips]) for stage in stages},
-            "caption_tokens": float(np.mean([len(each.caption.token_ids) for each in clips])),
+            "clips_per_second": speed,
+            "warm_up_rounds": rounds,
+            "captures_while_timed": _work_of_graphs(extractor)[0] - before,
+            "stages": {stage: quantiles([each.stages_ms[stage] for each in features]) for stage in stages},
+            "caption_tokens": float(np.mean([len(each.caption.token_ids) for each in features])),
             "gpu_mb": None if backend == "onnxruntime" else gpu_used_mb(),
         }
 
 
-def _run(extractor: Extractor, count: int) -> list[Any]:
+def warm_up(run: Callable[[], object], work_of_graphs: Callable[[], tuple[int, int]]) -> int:
+    """Run until a whole round captures no CUDA graph and replays some, if there are any; the number of rounds.
+
+    ``work_of_graphs``: captures and replays so far.
+    """
+    captures, replays = work_of_graphs()
+    for number in range(1, MOST_ROUNDS + 1):
+        run()
+        captured, replayed = work_of_graphs()
+        settled = captured == captures and (captured == 0 or replayed > replays)
+        captures, replays = captured, replayed
+        if settled and number > 1:  # the first one allocates
+            return number
+    return MOST_ROUNDS
+
+
+def steady_part(done: Sequence[tuple[float, Any]], around: int, batch: int) -> tuple[list[Any], float]:
+    """What was made between the first and the last ``around`` results of ``done``, and how many of it a second.
+
+    ``done``: each result with the time at which it was there, in seconds. Results of a batch come at once: those at the
+    beginning of the part are not counted in the speed, since their work was before.
+    """
+    part = done[around : len(done) - around]
+    begins, ends = part[batch - 1][0], part[-1][0]
+    return [made for _, made in part], (len(part) - batch) / max(ends - begins, 1e-9)
+
+
+def _work_of_graphs(extractor: Extractor) -> tuple[int, int]:
+    sessions = extractor._opener._on_gpu
+    captures, replays = (sum(getattr(each, name, 0) for each in sessions) for name in ("captures", "replays"))
+    return captures, replays
+
+
+def _run(extractor: Extractor, count: int) -> list[tuple[float, Any]]:
+    """The features of so many clips, each with the time at which they were there."""
     features = []
     for done in extractor.extract_all(Clip(Path(f"{number}"), "") for number in range(count)):
         if done.features is None:
             assert done.error is not None
             raise done.error
-        features.append(done.features)
+        features.append((time.perf_counter(), done.features))
     return features
 
 

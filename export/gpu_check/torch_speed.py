@@ -33,11 +33,12 @@ def measure_torch(weights: str, batches: Sequence[int], *, device: str = "") -> 
     chain = TorchChain(weights, device)
     found: dict[str, Any] = {"torch": torch.__version__, "compiled": chain.compiled, "batches": {}}
     for batch in batches:
+        chain.forget_compiled()
         try:
             found["batches"][str(batch)] = _measure_batch(chain, batch)
-        except torch.OutOfMemoryError as error:
-            found["batches"][str(batch)] = {"problem": str(error).splitlines()[0]}
-            torch.cuda.empty_cache()
+        except Exception as error:  # memory, the compiler, a kernel: the other batches are measured all the same
+            words = str(error).strip().splitlines() or [""]
+            found["batches"][str(batch)] = {"problem": f"{type(error).__name__}: {words[0]}"}
     return found
 
 
@@ -54,8 +55,20 @@ class TorchChain:
         video = open_video(parse_source("slow", weights))
         net = video.net.eval().to(device, self._kind)
         self._form = video.form
-        self._vision: Any = torch.compile(self._model.vision_model) if self.compiled else self._model.vision_model
-        self._slow: Any = torch.compile(net) if self.compiled else net
+        self._vision: Any = self._fast(self._model.vision_model)
+        self._slow: Any = self._fast(net)
+
+    def _fast(self, module: Any) -> Any:
+        """Compiled for the very shapes that it runs with: by itself PyTorch takes the second batch for a sign of more,
+        and compiles code for any.
+        """
+        return self._torch.compile(module, dynamic=False) if self.compiled else module
+
+    def forget_compiled(self) -> None:
+        """Free the code of other batches, which counts against the compiler's limit, and cached memory."""
+        if self.compiled:
+            self._torch._dynamo.reset()
+            self._torch.cuda.empty_cache()
 
     def frames(self, batch: int) -> tuple[Any, Any]:
         size, form = self._model.config.vision_config.image_size, self._form

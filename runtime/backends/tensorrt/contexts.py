@@ -111,6 +111,7 @@ class EngineContexts:
         self._counted: OrderedDict[Any, int] = OrderedDict()
         self._captures = cuda_graphs
         self.replays = 0  # runs that a CUDA graph did
+        self.captures = 0  # CUDA graphs that were made, those that are gone included
 
     def all_shapes(self, profile: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Shapes of all tensors for those of the inputs."""
@@ -209,6 +210,7 @@ class EngineContexts:
             self._stream.synchronize()
             self._drop(next(iter(self._captured)))
         self._captured[run.key] = _Captured(graph, context)
+        self.captures += 1
         return True
 
     def _replay(self, run: EngineRun, captured: _Captured) -> bool:

@@ -79,6 +79,11 @@ class TensorRtSession:
         """Number of runs that were the replay of a CUDA graph."""
         return self._contexts.replays
 
+    @property
+    def captures(self) -> int:
+        """Number of CUDA graphs that were made: each cost a run in a new context, and the capture."""
+        return self._contexts.captures
+
     def value(self, of: Feed) -> Value:
         return self._memory.value(of, None, f"graph '{self._name}': a value")
 
