@@ -7,6 +7,7 @@ comparison of whole chains. The last two can use a folder of the user's own clip
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,17 +102,18 @@ class CalibrationSets:
 
 
 def calibration_sets(own: CalibrationClips | None) -> CalibrationSets:
-    """Of ``own`` clips one of four is held out (of fewer than four none: all serve for both); None: seeded clips."""
+    """Of ``own`` clips one of four is held out (of fewer than four none: seeded ones judge); None: seeded clips."""
     few = seeded_clips(HELD_OUT_SEED, FEW_SEEDED_CLIPS)
     if own is None:
         return CalibrationSets(seeded_clips(CALIBRATION_SEED), few)
     seeded = seeded_clips(CALIBRATION_SEED, FEW_SEEDED_CLIPS)
     if own.clips < HELD_OUT_EVERY:
-        return CalibrationSets(_joined(own, seeded), _joined(own, few))
+        return CalibrationSets(_joined(own, seeded), few)
     held_out = range(HELD_OUT_EVERY - 1, own.clips, HELD_OUT_EVERY)
+    judging = _joined(_some(own, held_out), few)
     return CalibrationSets(
         _joined(_some(own, sorted(set(range(own.clips)) - set(held_out))), seeded),
-        _joined(_some(own, held_out), few),
+        dataclasses.replace(judging, clips=judging.clips + few.clips),
     )
 
 

@@ -74,7 +74,7 @@ class Int8Arithmetic(Record, frozen=True):
     share_of_all: Share  # of all multiply-adds
     multiply_adds: Number  # all, of one clip or frame at the usual sizes of the other axes
     held_out_cosine: float  # smallest on clips that were not calibrated on: of an output's row, and of the embedding
-    held_out_clips: Number
+    held_out_clips: Number  # that judged, the folder's and drawn ones; none of them is calibrated on
 
 
 class Graph(Record, frozen=True):

@@ -12,10 +12,18 @@ from flamest.base.errors import DataError, StorageError
 from flamest.export.cli.main import app
 from flamest.export.parity.chain import ChainPart, sum_up
 from flamest.export.parity.verification import verify_bundle
-from flamest.export.precision.calibration import folder_clips, seeded_clips
+from flamest.export.precision.calibration import (
+    CALIBRATION_SEED,
+    FEW_SEEDED_CLIPS,
+    HELD_OUT_SEED,
+    CalibrationClips,
+    calibration_sets,
+    folder_clips,
+    seeded_clips,
+)
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.bundle.limits import COSINES
-from flamest.runtime.bundle.manifest import encode_manifest
+from flamest.runtime.bundle.manifest import FramePreprocessing, encode_manifest
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from typer.testing import CliRunner
 
@@ -157,3 +165,25 @@ def test_a_calibration_folder_that_is_not_there_or_empty_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no video")
     with pytest.raises(DataError, match="no videos in it"):
         folder_clips(tmp_path)
+
+
+RULE = FramePreprocessing(size=8, fit="crop", filter="bilinear-bytes", mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def frames_of(clips: CalibrationClips) -> list[bytes]:
+    return [rgb.tobytes() for rgb in clips.read(RULE, 2)]
+
+
+@pytest.mark.parametrize(("own", "calibrated", "judging"), [(1, 1, 0), (2, 2, 0), (3, 3, 0), (4, 3, 1), (9, 7, 2)])
+def test_clips_that_judge_int8_are_never_calibrated_on(own, calibrated, judging):
+    folder = seeded_clips(5, own)
+    sets = calibration_sets(CalibrationClips("own clips", own, folder.read))
+    seen, judges = frames_of(sets.calibration), frames_of(sets.held_out)
+    assert not set(seen) & set(judges)
+    assert (len(seen), sets.calibration.clips) == (calibrated + FEW_SEEDED_CLIPS, calibrated)
+    assert len(judges) == sets.held_out.clips == judging + FEW_SEEDED_CLIPS, "what judged is counted"
+    mine = frames_of(folder)
+    assert seen == [mine[at] for at in range(own) if own < 4 or at % 4 != 3] + frames_of(
+        seeded_clips(CALIBRATION_SEED, FEW_SEEDED_CLIPS)
+    )
+    assert judges == mine[3::4] + frames_of(seeded_clips(HELD_OUT_SEED, FEW_SEEDED_CLIPS))
