@@ -102,7 +102,7 @@ def build_bundle(request: ExportRequest) -> BuiltBundle:
     if request.target is None:
         return exported
     manifest, engines = add_engines(request.out, request.target)
-    return BuiltBundle(manifest, exported.seconds, tuple(engines))
+    return BuiltBundle(manifest, exported.seconds, engines)
 
 
 def steps_of(entry: ExtractorEntry, choice: PrecisionChoice = FP32) -> int:

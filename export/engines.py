@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from ..runtime.backends.tensorrt.supply import (
     ensure_cached_engine,
     is_signed,
 )
+from ..runtime.backends.unavailable import Code
 from ..runtime.bundle.graph_records import EngineOptions
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.manifest_reading import read_manifest
@@ -71,30 +73,60 @@ def engines_command(bundle: Path, options: EngineOptions) -> str:
     return shlex.join(["flamest-export", "engines", str(bundle), *options.flags()])
 
 
-def supply_engines(bundle: Bundle, target: BuildTarget) -> list[EngineResult]:
+@dataclass(frozen=True)
+class SuppliedEngines:
+    """The engines of a bundle that are there, and the errors of the others, by graph."""
+
+    done: tuple[EngineResult, ...]
+    failed: Mapping[str, FlamestError]
+
+    def error(self) -> FlamestError | None:
+        """The first error, with the messages of all; None without any."""
+        if not self.failed:
+            return None
+        first, *others = self.failed.values()
+        if not others:
+            return first
+        listed = "\n".join(f"  {error.message}" for error in (first, *others))
+        message = f"engines of {len(self.failed)} graphs failed ({', '.join(self.failed)}):\n{listed}"
+        return type(first)(message, fix=first.fix, code=first.code)
+
+
+def supply_engines(bundle: Bundle, target: BuildTarget) -> SuppliedEngines:
     """An engine of every graph that the extractor runs, with a progress bar: into the bundle folder, or into the
-    engine cache of this machine where the bundle is signed."""
+    engine cache of this machine where the bundle is signed.
+
+    A graph that TensorRT fails on, or whose engine is wrong, does not keep the others from theirs. Raises StorageError.
+    """
     names = bundle.manifest.needed_graphs
     signed = is_signed(bundle.path)
     done: list[EngineResult] = []
+    failed: dict[str, FlamestError] = {}
     with progress_bar("building engines", BUILD_STEPS * len(names), unit="steps") as progress:
         for name in names:
             progress.describe(f"graph {name}")
-            if signed:
-                done.append(ensure_cached_engine(bundle, name, target, progress))
-            else:
-                bundle, supplied = ensure_bundled_engine(bundle, name, target, progress)
-                done.append(supplied)
-    return done
+            try:
+                if signed:
+                    done.append(ensure_cached_engine(bundle, name, target, progress))
+                else:
+                    bundle, supplied = ensure_bundled_engine(bundle, name, target, progress)
+                    done.append(supplied)
+            except FlamestError as error:
+                if error.code not in Code.__members__:
+                    raise
+                failed[name] = error
+    return SuppliedEngines(tuple(done), failed)
 
 
-def add_engines(out: Path, target: BuildTarget) -> tuple[Manifest, list[EngineResult]]:
+def add_engines(out: Path, target: BuildTarget) -> tuple[Manifest, tuple[EngineResult, ...]]:
     """Engines for the bundle that was just exported; the manifest with them.
 
     An error leaves the ONNX bundle, with the engines that were built, and names the command to continue with.
     """
     try:
-        done = supply_engines(open_bundle(out), target)
+        supplied = supply_engines(open_bundle(out), target)
+        if error := supplied.error():
+            raise error
     except FlamestError as error:
         again = engines_command(out, target.options)
         raise type(error)(
@@ -102,4 +134,4 @@ def add_engines(out: Path, target: BuildTarget) -> tuple[Manifest, list[EngineRe
             fix=f"{error.fix}\n       then: {again}" if error.fix else again,
             code=error.code,
         ) from error
-    return read_manifest(out), done
+    return read_manifest(out), supplied.done

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command
+from ...base.console import command, end_with
 from ...base.options import JsonOption, TrustedKeyOption, takes_records
 from ..engine_options import EngineFlags
 from .options import BundleArgument
@@ -35,7 +35,7 @@ def engines(
     them. Engines that are there already, for this TensorRT, GPU and options, are not built again.
 
     Every engine is compared with its ONNX graph on the CPU before it is used, in the process that built it: one that
-    computes something else ends the command with ENGINE_WRONG. The verdict is kept in the engine cache, for this
+    computes something else ends the command with ENGINE_WRONG, after the engines of the other graphs. The verdict is kept in the engine cache, for this
     driver and GPU.
     """
     from ...runtime.backends.machine import gather_facts
@@ -53,10 +53,17 @@ def engines(
     target = requested.target(fix=fix, again=again)
     if not is_signed(bundle):
         remove_unlisted_engines(bundle)
-    done = supply_engines(open_bundle(bundle, trusted), target)
+    supplied = supply_engines(open_bundle(bundle, trusted), target)
     if not as_json:
-        show_engines(done)
-    return {"bundle": str(bundle), "plans": engine_rows(done)}
+        show_engines(supplied.done)
+    failed = [
+        {"graph": name, "code": error.code, "message": error.message, "fix": error.fix}
+        for name, error in supplied.failed.items()
+    ]
+    result = {"bundle": str(bundle), "plans": engine_rows(supplied.done), "failed": failed}
+    if error := supplied.error():
+        end_with(error, result, as_json=as_json)
+    return result
 
 
 def show_engines(done: Sequence[EngineResult]) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 from flamest.base.errors import DataError
 from flamest.export.cli.main import app
-from flamest.export.engines import add_engines
+from flamest.export.engines import add_engines, supply_engines
 from flamest.export.signing import make_key_pair, sign_bundle
 from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.backends.tensorrt.builder import BuiltEngine
 from flamest.runtime.backends.tensorrt.cache import open_cache
-from flamest.runtime.backends.tensorrt.engine import engine_version
+from flamest.runtime.backends.tensorrt.engine import Version, engine_version
 from flamest.runtime.backends.tensorrt.supply import BuildTarget
+from flamest.runtime.backends.tensorrt.verdict import Verdict
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions
 from flamest.runtime.bundle.manifest_reading import read_manifest
@@ -138,6 +140,34 @@ def test_an_engine_that_computes_something_else_is_not_shipped(one_machine, bund
     assert f"graph '{graph}'" in error["message"]
     assert "relative error" in error["message"]
     assert open_bundle(bundle).manifest.graphs["text"].engines == ()
+    if graph != "one_layer":
+        ended = said(done)
+        assert graph in {one["graph"] for one in ended["failed"]}
+        assert {one["graph"] for one in (*ended["plans"], *ended["failed"])} == set(GRAPHS)
+
+
+def test_a_graph_that_fails_leaves_the_other_graphs_their_engines(bundle, tmp_path):
+    def build(request, progress):
+        if request.name in ("keyframes", "text"):
+            raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': no implementation").error()
+        verdict = Verdict(1, 1, cuda_graphs=False, closest="", seconds=0.0)
+        return BuiltEngine(request.name.encode(), Version(11, 4, 0, 106), 0.0, (), verdict)
+
+    facts = MachineFacts(
+        gpu=Gpu("Stand-in GPU", "9.0", 8),
+        versions={"tensorrt": "11.4.0.106", "cuda-bindings": "13.0"},
+        tensorrt_builds=True,
+    )
+    target = BuildTarget(facts, EngineOptions(), open_cache(tmp_path / "cache"), build=build)
+    supplied = supply_engines(open_bundle(bundle), target)
+    assert [one.graph for one in supplied.done] == ["vision", "cnn"]
+    assert list(supplied.failed) == ["keyframes", "text"]
+    error = supplied.error()
+    assert (error.code, error.exit_code) == ("PLAN_BUILD", 65)
+    assert "graph 'keyframes'" in error.message
+    assert "graph 'text'" in error.message
+    graphs = open_bundle(bundle).manifest.graphs
+    assert {name for name in GRAPHS if graphs[name].engines} == {"vision", "cnn"}
 
 
 def test_an_engine_whose_replays_are_wrong_runs_without_cuda_graphs(one_machine, bundle):
