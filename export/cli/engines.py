@@ -35,11 +35,12 @@ def engines(
     them. Engines that are there already, for this TensorRT, GPU and options, are not built again.
 
     Every engine is compared with its ONNX graph on the CPU before it is used, in the process that built it: one that
-    computes something else ends the command with ENGINE_WRONG, after the engines of the other graphs. The verdict is kept in the engine cache, for this
-    driver and GPU.
+    computes something else ends the command with ENGINE_WRONG, after the engines of the other graphs are built. The
+    verdict is kept in the engine cache, for this driver and GPU.
     """
     from ...runtime.backends.machine import gather_facts
-    from ...runtime.backends.tensorrt.supply import is_signed, remove_unlisted_engines
+    from ...runtime.backends.tensorrt.bundled import remove_unlisted_engines
+    from ...runtime.backends.tensorrt.supply import is_signed
     from ...runtime.bundle.opening import open_bundle, open_manifest
     from ...runtime.bundle.signature import read_trusted_keys
     from ..engines import RequestedEngines, engines_command, supply_engines

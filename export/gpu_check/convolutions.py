@@ -40,6 +40,8 @@ def _measure(spec: GraphSpec) -> dict[str, Any]:
         path = Path(folder, graph.file)
         request = EngineRequest(graph.file, path, sha256_file(path), graph, EngineOptions(tf32=True))
         built = build_engine_in_child(request, NoProgress())
+        if built.unproved is not None:
+            raise built.unproved
     with opened_engine(built.data, "cnn") as session:
         batches = {
             str(batch): time_session(session, graph, usual_sizes(graph, batch, frames=1), REPEATS) for batch in BATCHES

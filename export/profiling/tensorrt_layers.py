@@ -28,7 +28,6 @@ from ...runtime.backends.tensorrt.cuda_streams import Stream
 from ...runtime.backends.tensorrt.engine import EngineFile, LoadedEngine, load_engine
 from ...runtime.backends.tensorrt.package import import_tensorrt
 from ...runtime.backends.tensorrt.supply import (
-    ENGINE_SUFFIX,
     BuildTarget,
     cached_engine,
     local_build_options,
@@ -86,7 +85,7 @@ def find_engine_file(asked: LayerQuestion, facts: MachineFacts) -> tuple[EngineF
     options = msgspec.structs.replace(local_build_options(manifest, name), detailed=asked.detailed)
     target = BuildTarget(facts, options, open_cache())
     kept = cached_engine(asked.bundle, name, target, _NoProgress())
-    path = target.cache.folder / f"{target.key(manifest, name).digest}{ENGINE_SUFFIX}"
+    path = target.cache.path(target.key(manifest, name))
     return _engine_file(asked, path, sha256_bytes(kept.data), kept.record), len(kept.data), kept.record.options
 
 

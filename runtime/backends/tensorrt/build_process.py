@@ -68,8 +68,9 @@ class Compared(Message, frozen=True):
 def build_engine_in_child(request: EngineRequest, progress: Progress) -> BuiltEngine:
     """Build as ``builder.build_engine``, in a child, and compare the engine there.
 
-    A child that crashes while it builds is the error of PLAN_BUILD, one that crashes with the engine PLAN_REJECTED. The
-    verdict may be that the engine is wrong.
+    ``request.arrived`` is called with the engine before it is compared. A child that crashes while it builds is the
+    error of PLAN_BUILD. The verdict may be that the engine is wrong; where there is none the engine's ``unproved`` is
+    the reason, PLAN_REJECTED for a child that crashed with it.
     """
     cache = None if request.timing_cache is None else str(request.timing_cache)
     built: BuiltEngine | None = None
@@ -87,23 +88,29 @@ def build_engine_in_child(request: EngineRequest, progress: Progress) -> BuiltEn
                 elif isinstance(answer, Built):
                     data = bytes(payload)
                     built = BuiltEngine(data, engine_version(data), answer.seconds, answer.remarks)
+                    if request.arrived is not None:
+                        request.arrived(built)
                 else:
                     break
     except ChildEnded as ended:
-        raise _ended_error(request.name, ended, compared=built is not None) from ended
+        if built is not None:
+            return dataclasses.replace(built, unproved=_crash_error(request.name, ended))
+        evidence = f"graph '{request.name}': building the engine ended with {ended}"
+        raise unavailable(Code.PLAN_BUILD, evidence).error() from ended
     if isinstance(answer, Failed):
         error = answer.error()
-        raise BackendUnavailable.of(error).error() if error.code in Code.__members__ else error
+        error = BackendUnavailable.of(error).error() if error.code in Code.__members__ else error
+        if built is None:
+            raise error
+        return dataclasses.replace(built, unproved=error)
     if built is None:
         raise unavailable(Code.PLAN_BUILD, f"graph '{request.name}': the child compared what it had not built").error()
     return dataclasses.replace(built, verdict=answer.verdict)
 
 
-def _ended_error(name: str, ended: ChildEnded, *, compared: bool) -> FlamestError:
-    if compared:
-        evidence = f"graph '{name}': the engine was built, and the process that ran it first ended with {ended}"
-        return unavailable(Code.PLAN_REJECTED, evidence).error()
-    return unavailable(Code.PLAN_BUILD, f"graph '{name}': building the engine ended with {ended}").error()
+def _crash_error(name: str, ended: ChildEnded) -> FlamestError:
+    evidence = f"graph '{name}': the engine was built, and the process that ran it first ended with {ended}"
+    return unavailable(Code.PLAN_REJECTED, evidence).error()
 
 
 class ProgressToParent:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....base.errors import DataError, StorageError
+from ....base.errors import DataError, FlamestError, StorageError
 from ....base.files import read_regular, sha256_bytes, write_atomic
 from ....base.progress import Progress
 from ...bundle.graph_records import EngineOptions, Graph
@@ -44,6 +44,7 @@ class EngineRequest:
     vocabulary: int = 0
     source: OnnxFile | None = None
     device: int = 0
+    arrived: Callable[[BuiltEngine], None] | None = None  # called with the engine before it is compared
 
     @property
     def proof(self) -> Proof:
@@ -59,6 +60,7 @@ class BuiltEngine:
     seconds: float
     remarks: tuple[str, ...]  # for the person; not errors
     verdict: Verdict | None = None  # None: it was not compared
+    unproved: FlamestError | None = None  # the reason, where it was to be compared
 
 
 def build_engine(request: EngineRequest, progress: Progress) -> BuiltEngine:

@@ -102,6 +102,21 @@ class EngineCache:
         write_atomic(stem.with_suffix(RECORD), msgspec.json.encode(entry), mode=0o600)
         return stem.with_suffix(ENGINE)
 
+    def path(self, key: EngineKey) -> Path:
+        """Path of the engine of ``key``."""
+        return self.folder / f"{key.digest}{ENGINE}"
+
+    def remove(self, key: EngineKey) -> None:
+        """Remove the engine of ``key``, its record first; verdicts stay."""
+        for suffix in (RECORD, ENGINE):
+            try:
+                (self.folder / f"{key.digest}{suffix}").unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"cannot remove {self.folder / key.digest}{suffix}: {error.strerror}",
+                    fix="check the permissions of the folder for engines",
+                ) from error
+
     def verdict(self, key: VerdictKey) -> Verdict | None:
         """The verdict of ``key``; None when there is none, or its file is not what was written."""
         path = self.folder / f"{key.digest}{VERDICT}"

@@ -44,7 +44,10 @@ def try_first_engine(
         write_atomic(onnx, model)
         request = EngineRequest(NAME, onnx, sha256_bytes(model), GRAPH, EngineOptions(opt_level=0), device=device)
         try:
-            verdict = build(request, _Unshown()).verdict
+            built = build(request, _Unshown())
+            if built.unproved is not None:
+                raise built.unproved
+            verdict = built.verdict
             if verdict is not None and verdict.wrong:
                 raise verdict.error(NAME)
         except FlamestError as error:

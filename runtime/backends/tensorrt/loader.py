@@ -19,7 +19,6 @@ from .first_engine import try_first_engine
 from .package import import_tensorrt
 from .runner import TensorRtSession
 from .supply import (
-    ENGINE_SUFFIX,
     BuildTarget,
     EngineOnDisk,
     cached_engine,
@@ -55,8 +54,7 @@ class TensorRtOpener:
                 try_first_engine(device=self._facts.device)
                 self._builds = True
         kept = cached_engine(self._bundle, name, target, _NoProgress())
-        path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
-        return self._open(kept.record, EngineOnDisk(name, path, sha256_bytes(kept.data)))
+        return self._open(kept.record, EngineOnDisk(name, target.cache.path(key), sha256_bytes(kept.data)))
 
     def _open(self, record: EngineRecord, engine: EngineOnDisk) -> Session:
         name = engine.name

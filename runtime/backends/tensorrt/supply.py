@@ -6,21 +6,18 @@ builds only the others.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from ....base.errors import StorageError
-from ....base.files import fsync_directory, sha256_bytes, write_atomic
+from ....base.errors import FlamestError, StorageError
+from ....base.files import sha256_bytes
 from ....base.progress import Progress
 from ...bundle.graph_records import EngineOptions, EngineRecord, Graph
-from ...bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest
-from ...bundle.manifest_reading import read_manifest
+from ...bundle.manifest import Manifest
 from ...bundle.opening import Bundle
 from ...bundle.signature import SIGNATURE_FILE
 from ..machine import MachineFacts, no_gpu_reason, old_driver_reasons
@@ -28,15 +25,15 @@ from ..unavailable import BackendUnavailable, Code, unavailable
 from .build_process import build_engine_in_child
 from .builder import BuiltEngine, EngineRequest
 from .cache import CachedEngine, EngineCache, EngineKey
+from .bundled import put_engine, with_engine
 from .engine import EngineFile
-from .profile import settled_options
+from .profile import BATCH, settled_options
 from .progress import BUILD_STEPS
 from .verdict import Verdict
 from .verdicts import ProvedEngine, keep_verdict, make_proof, standing_verdict, verdict_key
 
 Build = Callable[[EngineRequest, Progress], BuiltEngine]
 Judge = Callable[[ProvedEngine, EngineCache | None, Callable[[str], None]], Verdict]
-ENGINE_SUFFIX = ".plan"
 
 
 @dataclass(frozen=True)
@@ -82,18 +79,16 @@ def local_build_options(manifest: Manifest, name: str) -> EngineOptions:
 def cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> CachedEngine:
     """This node's engine of graph ``name``, from the cache, or built now (minutes) and added to it.
 
-    ``progress`` counts ``progress.BUILD_STEPS``. Raises the errors of ``build_engine``, and ENGINE_WRONG for a new one
-    that does not compute what the graph does: it is kept with this verdict, and not built again at the next start.
+    ``progress`` counts ``progress.BUILD_STEPS``. Raises the errors of ``build_engine``, those of comparing a new one,
+    and ENGINE_WRONG for one that does not compute what the graph does. The engine is kept then, and not built again at
+    the next start.
     """
     key = target.key(bundle.manifest, name)
     if not target.again and (kept := target.cache.find(key)) is not None:
         progress.advance(BUILD_STEPS)
         return kept
-    built = _build(bundle, name, key, target, progress)
-    record = record_engine(name, built, key, target.facts)
-    target.cache.keep(key, record, built.data)
-    _raise_if_wrong(name, built, record)
-    return CachedEngine(record, built.data)
+    made = make_engine(bundle, name, key, target, progress)
+    return CachedEngine(made.record, made.data)
 
 
 def ensure_cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> EngineResult:
@@ -101,8 +96,8 @@ def ensure_cached_engine(bundle: Bundle, name: str, target: BuildTarget, progres
     key = target.key(bundle.manifest, name)
     there = not target.again and target.cache.find(key) is not None
     kept = cached_engine(bundle, name, target, progress)
-    path = target.cache.folder / f"{key.digest}{ENGINE_SUFFIX}"
-    verdict = _verdict_on(bundle, kept.record, EngineOnDisk(name, path, sha256_bytes(kept.data)), target, progress)
+    path = target.cache.path(key)
+    verdict = verdict_on(bundle, kept.record, EngineOnDisk(name, path, sha256_bytes(kept.data)), target, progress)
     return EngineResult(name, path, len(kept.data), kept.record, fresh=not there, verdict=verdict)
 
 
@@ -111,23 +106,31 @@ def ensure_bundled_engine(
 ) -> tuple[Bundle, EngineResult]:
     """Add this machine's engine of graph ``name`` to the bundle folder unless it holds it; return the new bundle.
 
-    Raises the errors of ``build_engine``, and ENGINE_WRONG for an engine that does not compute what the graph does; a
-    new one is not added then.
+    An engine that waits in the cache, because it could not be compared when it was built, is compared and added. Raises
+    the errors of ``build_engine`` and of comparing, and ENGINE_WRONG for an engine that does not compute what the graph
+    does; a new one is not added then.
     """
     manifest = bundle.manifest
     key, graph = target.key(manifest, name), manifest.graphs[name]
     if not target.again and (record := find_engine(name, graph, key)) is not None:
         progress.advance(BUILD_STEPS)
         file, path = manifest.files[record.file], bundle.path / record.file
-        verdict = _verdict_on(bundle, record, EngineOnDisk(name, path, file.sha256), target, progress)
+        verdict = verdict_on(bundle, record, EngineOnDisk(name, path, file.sha256), target, progress)
         return bundle, EngineResult(name, path, file.bytes, record, fresh=False, verdict=verdict)
-    built = _build(bundle, name, key, target, progress)
-    record = record_engine(name, built, key, target.facts)
-    _raise_if_wrong(name, built, record)
-    manifest = with_engine(manifest, name, record, built.data)
-    _put(bundle.path, record.file, built.data, manifest)
-    path = bundle.path / record.file
-    supplied = EngineResult(name, path, len(built.data), record, True, built.remarks, built.verdict)
+    waiting = None if target.again else target.cache.find(key)
+    if waiting is None:
+        made = make_engine(bundle, name, key, target, progress)
+    else:
+        progress.advance(BUILD_STEPS)
+        engine = EngineOnDisk(name, target.cache.path(key), sha256_bytes(waiting.data))
+        verdict = verdict_on(bundle, waiting.record, engine, target, progress)
+        made = MadeEngine(waiting.record, waiting.data, verdict)
+    manifest = with_engine(manifest, name, made.record, made.data)
+    put_engine(bundle.path, made.record.file, made.data, manifest)
+    with contextlib.suppress(StorageError):
+        target.cache.remove(key)
+    path = bundle.path / made.record.file
+    supplied = EngineResult(name, path, len(made.data), made.record, waiting is None, made.remarks, made.verdict)
     return replace(bundle, manifest=manifest), supplied
 
 
@@ -155,7 +158,7 @@ def proved_engine(bundle: Bundle, record: EngineRecord, engine: EngineOnDisk, fa
     return ProvedEngine(file, verdict_key(facts, engine.sha256, proof.onnx.sha256), proof)
 
 
-def _verdict_on(
+def verdict_on(
     bundle: Bundle, record: EngineRecord, engine: EngineOnDisk, target: BuildTarget, progress: Progress
 ) -> Verdict:
     """The verdict on an engine that was there already; raises ENGINE_WRONG."""
@@ -166,62 +169,88 @@ def _verdict_on(
     return verdict
 
 
-def _raise_if_wrong(name: str, built: BuiltEngine, record: EngineRecord) -> None:
-    if built.verdict is not None and built.verdict.wrong:
-        raise built.verdict.error(name, f"{record.file}, just built by TensorRT {built.version}")
+MOST_SMALLER = 4  # a batch that does not fit is divided by this
+READ = "read"  # a use that another one covers: reading a caption's first tokens
 
 
-def with_engine(manifest: Manifest, name: str, record: EngineRecord, data: bytes) -> Manifest:
-    """The manifest with one more engine, or another one of the same file; its fingerprint is the same."""
-    graph = manifest.graphs[name]
-    others = (other for other in graph.engines if other.file != record.file)
-    graphs = {**manifest.graphs, name: msgspec.structs.replace(graph, engines=(*others, record))}
-    files = {**manifest.files, record.file: FileEntry(sha256=sha256_bytes(data), bytes=len(data))}
-    files = dict(sorted(files.items()))
-    return msgspec.structs.replace(manifest, graphs=graphs, files=files)
+@dataclass(frozen=True)
+class MadeEngine:
+    """A new engine; its ``record`` may have a smaller largest batch than was asked for."""
+
+    record: EngineRecord
+    data: bytes
+    verdict: Verdict | None
+    remarks: tuple[str, ...] = ()
 
 
-def remove_unlisted_engines(folder: Path) -> None:
-    """Remove engines that the manifest does not list: a crash between the two writes of ``_put`` leaves one."""
-    known = read_manifest(folder).files
-    for file in folder.glob(f"*{ENGINE_SUFFIX}"):
-        if file.name not in known and file.is_file() and not file.is_symlink():
-            file.unlink()
+def make_engine(bundle: Bundle, name: str, key: EngineKey, target: BuildTarget, progress: Progress) -> MadeEngine:
+    """Build an engine, keep it in the cache as soon as it is there, and compare it.
+
+    One that could not be compared where it was built is tried again in a process of its own, where the builder holds no
+    memory. Where that lacks memory too, the engine is built for smaller batches.
+    """
+    options, remarks = key.options, tuple[str, ...]()
+    while True:
+        try:
+            made = _make_once(bundle, name, key, options, target, progress)
+            return replace(made, remarks=(*remarks, *made.remarks))
+        except FlamestError as error:
+            fewer = _smaller_batch(bundle.manifest.graphs[name], options)
+            if error.code != Code.GPU_MEMORY.value or fewer is None:
+                raise
+            remark = f"built for batches up to {fewer}: the GPU's memory did not hold {options.max_batch}"
+        progress.describe(f"graph {name}: {remark}")
+        options, remarks = msgspec.structs.replace(options, max_batch=fewer), (remark,)
 
 
-def _put(folder: Path, file: str, data: bytes, manifest: Manifest) -> None:
-    """Write the engine next to the bundle, move it in, then replace the manifest."""
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".plans", dir=folder.resolve().parent))
-    except OSError as error:
-        raise StorageError(
-            f"cannot write next to {folder}: {error.strerror}",
-            fix="check free space and permissions of the folder that the bundle is in",
-        ) from error
-    try:
-        write_atomic(scratch / file, data)
-        os.replace(scratch / file, folder / file)
-        fsync_directory(folder)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {folder / file}: {error.strerror}",
-            fix="check free space and permissions of the bundle's folder",
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
+def _smaller_batch(graph: Graph, options: EngineOptions) -> int | None:
+    fewer = (options.max_batch or 0) // MOST_SMALLER
+    return fewer if BATCH in graph.axes and fewer >= max(1, graph.axes[BATCH].smallest) else None
 
 
-def _build(bundle: Bundle, name: str, key: EngineKey, target: BuildTarget, progress: Progress) -> BuiltEngine:
-    timings = target.timing_cache or target.cache.timings(key.tensorrt, key.gpu)
-    proof = make_proof(bundle, name, key.options, device=target.facts.device)
+def _make_once(
+    bundle: Bundle, name: str, key: EngineKey, options: EngineOptions, target: BuildTarget, progress: Progress
+) -> MadeEngine:
+    arrived: list[BuiltEngine] = []
+
+    def keep(built: BuiltEngine) -> None:
+        arrived.append(built)
+        with contextlib.suppress(StorageError):  # without it a failure costs another build
+            target.cache.keep(key, record_engine(name, built, key, target.facts, options), built.data)
+
+    proof = make_proof(bundle, name, options, device=target.facts.device)
     request = EngineRequest(
-        name, bundle.graph(name), key.onnx_sha256, proof.onnx.graph, key.options, timings,
-        proof.vocabulary, proof.source, proof.device,
+        name, bundle.graph(name), key.onnx_sha256, proof.onnx.graph, options,
+        target.timing_cache or target.cache.timings(key.tensorrt, key.gpu), proof.vocabulary, proof.source,
+        proof.device, keep,
     )  # fmt: skip
-    built = target.build(request, progress)
+    built = _build(request, target, progress)
+    if not arrived:
+        keep(built)
+    record = record_engine(name, built, key, target.facts, options)
     keep_verdict(target.cache, verdict_key(target.facts, sha256_bytes(built.data), key.onnx_sha256), built.verdict)
-    return built
+    verdict = built.verdict
+    if verdict is not None and verdict.wrong:
+        raise verdict.error(name, f"{record.file}, just built by TensorRT {built.version}")
+    if built.unproved is not None:
+        progress.describe(f"graph {name}: compared again, in another process")
+        engine = EngineOnDisk(name, target.cache.path(key), sha256_bytes(built.data))
+        verdict = verdict_on(bundle, record, engine, target, progress)
+    return MadeEngine(record, built.data, verdict, built.remarks)
+
+
+def _build(request: EngineRequest, target: BuildTarget, progress: Progress) -> BuiltEngine:
+    """Build the engine; where TensorRT fails, once more without the profile that another one covers."""
+    try:
+        return target.build(request, progress)
+    except FlamestError as error:
+        others = tuple(use for use in request.graph.uses if use.name != READ)
+        if error.code != Code.PLAN_BUILD.value or not others or len(others) == len(request.graph.uses):
+            raise
+        remark = f"built without the profile '{READ}', with which TensorRT failed: {error.message}"
+    progress.describe(f"graph {request.name}: built again without the profile '{READ}'")
+    built = target.build(replace(request, graph=msgspec.structs.replace(request.graph, uses=others)), progress)
+    return replace(built, remarks=(remark, *built.remarks))
 
 
 def is_signed(folder: Path) -> bool:
@@ -263,7 +292,9 @@ def find_engine(name: str, graph: Graph, key: EngineKey) -> EngineRecord | None:
     return next((record for record in graph.engines if record.file == engine_file_name(name, key)), None)
 
 
-def record_engine(name: str, built: BuiltEngine, key: EngineKey, facts: MachineFacts) -> EngineRecord:
+def record_engine(
+    name: str, built: BuiltEngine, key: EngineKey, facts: MachineFacts, options: EngineOptions
+) -> EngineRecord:
     return EngineRecord(
         file=engine_file_name(name, key),
         onnx_sha256=key.onnx_sha256,
@@ -272,6 +303,6 @@ def record_engine(name: str, built: BuiltEngine, key: EngineKey, facts: MachineF
         driver=facts.driver or "unknown",
         gpu=key.gpu,
         compute_capability=key.compute_capability,
-        options=key.options,
+        options=options,
         build_seconds=round(built.seconds, 2),
     )

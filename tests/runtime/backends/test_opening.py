@@ -47,7 +47,7 @@ def clip(clips, tmp_path_factory):
 
 def bundle_with_plans(toy_bundle, folder, options=FP32):
     """A copy whose vision graph has an engine for GPU."""
-    from flamest.runtime.backends.tensorrt.supply import with_engine
+    from flamest.runtime.backends.tensorrt.bundled import with_engine
 
     copy = shutil.copytree(toy_bundle, folder / "bundle")
     plan = EngineRecord("vision.plan", "0" * 64, "10.16.1.11", "13.0", "580", "Made-up GPU", "9.0", options, 1.0)

@@ -10,6 +10,7 @@ from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes
 from flamest.runtime.backends.machine import Gpu, MachineFacts
 from flamest.runtime.backends.tensorrt.builder import BuiltEngine
+from flamest.runtime.backends.tensorrt.bundled import remove_unlisted_engines
 from flamest.runtime.backends.tensorrt.cache import open_cache
 from flamest.runtime.backends.tensorrt.engine import Version
 from flamest.runtime.backends.tensorrt.progress import BUILD_STEPS
@@ -22,12 +23,11 @@ from flamest.runtime.backends.tensorrt.supply import (
     ensure_bundled_engine,
     ensure_cached_engine,
     local_build_options,
-    remove_unlisted_engines,
 )
 from flamest.runtime.backends.tensorrt.verdict import Verdict
 from flamest.runtime.backends.tensorrt.verdicts import verdict_key
 from flamest.runtime.backends.unavailable import Code, unavailable
-from flamest.runtime.bundle.graph_records import EngineOptions
+from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, GraphUse
 from flamest.runtime.bundle.opening import open_bundle
 
 FACTS = MachineFacts(
@@ -211,6 +211,76 @@ def test_there_is_one_timing_cache_per_version_and_gpu(toy_bundle, target, tmp_p
     given = BuildTarget(FACTS, EngineOptions(), target.cache, tmp_path / "mine", target.build)
     cached_engine(bundle, "cnn", given, Counted())
     assert target.build.requests[-1].timing_cache == tmp_path / "mine"
+
+
+class Memory:
+    """Builds engines whose largest batch takes the GPU's memory, until it is ``fits`` or less."""
+
+    def __init__(self, fits, code=Code.GPU_MEMORY):
+        self.fits, self.batches, self.error = fits, [], unavailable(code, "2 GB are missing").error()
+
+    def __call__(self, request, progress):
+        batch = request.options.max_batch
+        self.batches.append(batch)
+        built = BuiltEngine(f"for {batch}".encode(), Version(10, 3, 0, 26), 1.0, ())
+        request.arrived(built)
+        if (batch or 1) > self.fits:
+            return dataclasses.replace(built, unproved=self.error)
+        return dataclasses.replace(built, verdict=RIGHT)
+
+    def judge(self, engine, cache, notice):
+        if (engine.proof.options.max_batch or 1) > self.fits:
+            raise self.error
+        return RIGHT
+
+
+def test_an_engine_that_could_not_be_compared_is_kept_and_only_compared_again(toy_bundle, target):
+    crashing = Memory(0, Code.PLAN_REJECTED)
+    failing = dataclasses.replace(target, build=crashing, judge=crashing.judge)
+    bundle = open_bundle(toy_bundle)
+    with pytest.raises(FlamestError) as caught:
+        ensure_bundled_engine(bundle, "cnn", failing, Counted())
+    assert caught.value.code == "PLAN_REJECTED"
+    assert open_bundle(toy_bundle).manifest.graphs["cnn"].engines == ()
+    crashing.fits = 128
+    _, supplied = ensure_bundled_engine(bundle, "cnn", failing, Counted())
+    assert (len(crashing.batches), supplied.fresh, supplied.verdict) == (1, False, RIGHT)
+    assert len(open_bundle(toy_bundle).manifest.graphs["cnn"].engines) == 1
+    assert target.cache.find(target.key(bundle.manifest, "cnn")) is None
+
+
+def test_an_engine_that_takes_too_much_memory_is_built_for_smaller_batches(toy_bundle, target):
+    memory = Memory(8)
+    small = dataclasses.replace(target, build=memory, judge=memory.judge)
+    opened = open_bundle(toy_bundle)
+    graph = msgspec.structs.replace(opened.manifest.graphs["cnn"], axes={"batch": AxisRange(1, 16, 128)})
+    manifest = msgspec.structs.replace(opened.manifest, graphs={**opened.manifest.graphs, "cnn": graph})
+    bundle = dataclasses.replace(opened, manifest=manifest)
+    kept = cached_engine(bundle, "cnn", small, Counted())
+    first = memory.batches[0]
+    assert memory.batches == [first, first // 4, first // 16][: len(memory.batches)]
+    assert kept.record.options.max_batch == memory.batches[-1] <= 8
+    assert cached_engine(bundle, "cnn", small, Counted()).data == kept.data
+    _, supplied = ensure_bundled_engine(bundle, "cnn", dataclasses.replace(small, again=True), Counted())
+    assert "the GPU's memory did not hold" in supplied.remarks[-1]
+
+
+def test_where_tensorrt_fails_with_the_profile_read_it_is_left_out(toy_bundle, target):
+    def build(request, progress):
+        if any(use.name == "read" for use in request.graph.uses):
+            raise unavailable(Code.PLAN_BUILD, "ended with signal SIGABRT").error()
+        uses.append([use.name for use in request.graph.uses])
+        return Builder()(request, progress)
+
+    uses = []
+    opened = open_bundle(toy_bundle)
+    graph = opened.manifest.graphs["text"]
+    named = tuple(GraphUse(name, graph.axes) for name in ("step", "read", "one"))
+    graphs = {**opened.manifest.graphs, "text": msgspec.structs.replace(graph, uses=named)}
+    bundle = dataclasses.replace(opened, manifest=msgspec.structs.replace(opened.manifest, graphs=graphs))
+    _, supplied = ensure_bundled_engine(bundle, "text", dataclasses.replace(target, build=build), Counted())
+    assert uses == [["step", "one"]]
+    assert "without the profile 'read'" in supplied.remarks[0]
 
 
 def test_only_unlisted_engines_are_removed(toy_bundle, target):
