@@ -32,7 +32,7 @@ SLOW_S = 3.0  # for one row of a graph on the CPU
 PLAIN_VISITS = 2  # of each shape, two runs and one
 # With CUDA graphs: the second run is captured and the third replays it where its results get the same addresses, which
 # may alternate.
-FEWEST_GRAPH_RUNS, MOST_GRAPH_RUNS = 4, 8
+FEWEST_GRAPH_RUNS, MOST_GRAPH_RUNS, MOST_LONE_RUNS = 4, 8, 16
 IN_ROWS = ("past_", "cross_")  # inputs that a caption keeps where the session computes
 
 OpenEngine = Callable[[bool], Session]  # argument: with CUDA graphs
@@ -71,16 +71,30 @@ def compare_engine(
     except WrongResult as wrong:
         return _verdict(figures, started, wrong=str(wrong))
     try:
-        with _opened(open_engine, cuda_graphs=True) as session:
-            runs.run_until_replayed(session)
-            runs.run_all(session, 1, "with CUDA graphs")
-            replays = getattr(session, "replays", None)
-    except (WrongResult, FlamestError) as problem:
-        remark = f"CUDA graphs stay off: {getattr(problem, 'message', problem)}"
-        return _verdict(figures, started, remarks=(remark,))
-    if replays == 0:
-        return _verdict(figures, started, remarks=("CUDA graphs stay off: none could be captured",))
+        _compare_replays(runs, open_engine)
+    except WrongResult as problem:
+        return _verdict(figures, started, remarks=(f"CUDA graphs stay off: {problem}",))
+    except FlamestError as problem:
+        remark = f"CUDA graphs stay off until they can be compared: {problem.message}"
+        return _verdict(figures, started, remarks=(remark,), passing=True)
     return _verdict(figures, started, cuda_graphs=True)
+
+
+def _compare_replays(runs: _Runs, open_engine: OpenEngine) -> None:
+    """Compare a replayed CUDA graph of every shape, all in one session, then those that it did not replay alone.
+
+    A session captures a bounded number of graphs. Raises WrongResult, also for a shape that is never replayed: nothing
+    is known about its graph.
+    """
+    with _opened(open_engine, cuda_graphs=True) as session:
+        missing = runs.run_until_replayed(session, runs.shapes, MOST_GRAPH_RUNS)
+        runs.run_all(session, 1, "with CUDA graphs")
+    if len(missing) == len(runs.shapes):
+        raise WrongResult("none could be captured")
+    for shape in missing:
+        with _opened(open_engine, cuda_graphs=True) as session:
+            for one, batch in runs.run_until_replayed(session, [shape], MOST_LONE_RUNS):
+                raise WrongResult(f"none was replayed at {one.setting}, batch {batch}, in {MOST_LONE_RUNS} runs")
 
 
 @contextlib.contextmanager
@@ -95,10 +109,16 @@ def _opened(open_engine: OpenEngine, *, cuda_graphs: bool) -> Iterator[Session]:
 
 
 def _verdict(
-    figures: Figures, started: float, *, cuda_graphs: bool = False, wrong: str = "", remarks: tuple[str, ...] = ()
+    figures: Figures,
+    started: float,
+    *,
+    cuda_graphs: bool = False,
+    wrong: str = "",
+    remarks: tuple[str, ...] = (),
+    passing: bool = False,
 ) -> Verdict:
     seconds = round(time.monotonic() - started, 1)
-    return Verdict(len(figures.shapes), figures.runs, cuda_graphs, figures.closest, seconds, wrong, remarks)
+    return Verdict(len(figures.shapes), figures.runs, cuda_graphs, figures.closest, seconds, wrong, remarks, passing)
 
 
 def _right_results(subject: ComparedGraph) -> list[Expected]:
@@ -216,17 +236,23 @@ class _Runs:
                     turn, run = 2 * (place + visit) + again, visit + again + 1
                     self._run(session, feeder, *shapes[place], turn=turn, how=f"run {run} {how}")
 
-    def run_until_replayed(self, session: Session) -> None:
-        """Run every shape, with other data each time, until a CUDA graph of it was replayed twice."""
+    def run_until_replayed(
+        self, session: Session, shapes: list[tuple[Expected, int]], most: int
+    ) -> list[tuple[Expected, int]]:
+        """Run each of ``shapes``, with other data each time, until a CUDA graph of it was replayed twice (of a large
+        batch once), at most ``most`` times. Return those that no graph was replayed for."""
+        missing = []
         self.describe(f"graph {self.subject.name}: compared with CUDA graphs")
         feeder = _Feeder(session, self.subject.graph, self.expected)
-        for place, (one, batch) in enumerate(self.shapes):
-            before = getattr(session, "replays", 0)
-            most = FEWEST_GRAPH_RUNS if batch > LARGE_BATCH else MOST_GRAPH_RUNS
+        for place, (one, batch) in enumerate(shapes):
+            before, wanted = getattr(session, "replays", 0), 1 if batch > LARGE_BATCH else 2
             for turn in range(most):
                 self._run(session, feeder, one, batch, turn=place + turn, how=f"run {turn + 1} with CUDA graphs")
-                if turn + 1 >= FEWEST_GRAPH_RUNS and getattr(session, "replays", 0) >= before + 2:
+                if turn + 1 >= FEWEST_GRAPH_RUNS and getattr(session, "replays", 0) >= before + wanted:
                     break
+            if getattr(session, "replays", 0) == before:
+                missing.append((one, batch))
+        return missing
 
     def _run(self, session: Session, feeder: _Feeder, one: Expected, batch: int, *, turn: int, how: str) -> None:
         picks = (2 * np.arange(batch) + turn) % one.rows

@@ -24,8 +24,8 @@ from ..machine import MachineFacts, no_gpu_reason, old_driver_reasons
 from ..unavailable import BackendUnavailable, Code, unavailable
 from .build_process import build_engine_in_child
 from .builder import BuiltEngine, EngineRequest
-from .cache import CachedEngine, EngineCache, EngineKey
 from .bundled import put_engine, with_engine
+from .cache import CachedEngine, EngineCache, EngineKey
 from .engine import EngineFile
 from .profile import BATCH, settled_options
 from .progress import BUILD_STEPS

@@ -18,6 +18,7 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float
     wrong: str = ""  # the evidence; empty for a right engine
     remarks: tuple[str, ...] = ()
+    passing: bool = False  # a lack of memory, say, kept CUDA graphs from being compared: not to be kept
 
     def __str__(self) -> str:
         if self.wrong:

@@ -65,8 +65,8 @@ def standing_verdict(
 
 
 def keep_verdict(cache: EngineCache | None, key: VerdictKey, verdict: Verdict | None) -> None:
-    """Keep a verdict; where it cannot be written the engine is compared again the next time."""
-    if cache is not None and verdict is not None:
+    """Keep a verdict that will not pass; where it cannot be written the engine is compared again the next time."""
+    if cache is not None and verdict is not None and not verdict.passing:
         try:
             cache.keep_verdict(key, verdict)
         except (StorageError, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 from flamest.base.errors import FlamestError
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.session import on_host
+from flamest.runtime.backends.tensorrt.cache import VerdictKey, open_cache
 from flamest.runtime.backends.tensorrt.comparison import ComparedGraph, compare_engine
 from flamest.runtime.backends.tensorrt.comparison_inputs import compared_settings
 from flamest.runtime.backends.tensorrt.profile import graph_uses
+from flamest.runtime.backends.tensorrt.verdicts import keep_verdict
+from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions
 
 
@@ -51,9 +55,14 @@ class Engine:
         self._session, self._fault = open_session(model, threads=1), fault
         self.inputs, self.outputs = self._session.inputs, self._session.outputs
         self.rows, self.value = self._session.rows, self._session.value
-        self.cuda_graphs, self.replays = cuda_graphs, int(cuda_graphs)
+        self.cuda_graphs, self.replays = cuda_graphs, 0
+        self.runs = collections.Counter()  # by shapes
         self.last = None  # feeds and outputs of the run before
         self.seen = set()
+
+    def replayed(self, shapes):
+        """Whether the run was a replay: from the third of its shapes on."""
+        return self.cuda_graphs and self.runs[shapes] > 2
 
     def compute(self, feeds):
         return self._session.run(feeds)
@@ -61,6 +70,9 @@ class Engine:
     def run_values(self, feeds, outputs=None, *, into=None):
         given = {name: np.array(on_host(feed)) for name, feed in feeds.items()}
         found = self._fault(self, given)
+        shapes = tuple(array.shape for array in given.values())
+        self.runs[shapes] += 1
+        self.replays += self.replayed(shapes)
         self.last = (given, found)
         return {name: Held(array) for name, array in found.items()}
 
@@ -233,14 +245,49 @@ def test_a_graph_that_the_cpu_cannot_compute_leaves_no_verdict():
 
 def test_an_engine_that_captured_nothing_runs_without_cuda_graphs():
     class Uncaptured(Engine):
-        def __init__(self, *args):
-            super().__init__(*args)
-            self.replays = 0
+        def replayed(self, shapes):
+            return False
 
     one = subject("cnn")
     verdict = compare_engine(one, lambda cuda_graphs: Uncaptured(one.model, right, cuda_graphs))
     assert (verdict.wrong, verdict.cuda_graphs) == ("", False)
     assert "none could be captured" in verdict.remarks[0]
+
+
+@pytest.mark.parametrize("batch", [3, 20])
+def test_a_shape_that_no_graph_was_replayed_for_leaves_graphs_off(batch):
+    class Once(Engine):
+        def replayed(self, shapes):
+            return super().replayed(shapes) and shapes[0][0] != batch
+
+    one = subject("cnn")
+    verdict = compare_engine(one, lambda cuda_graphs: Once(one.model, right, cuda_graphs))
+    assert (verdict.wrong, verdict.cuda_graphs, verdict.passing) == ("", False, False)
+    assert f"none was replayed at the graph's sizes, batch {batch}" in verdict.remarks[0]
+
+
+def test_a_shape_beyond_a_sessions_graphs_is_replayed_in_a_session_of_its_own():
+    class Few(Engine):
+        def replayed(self, shapes):
+            return super().replayed(shapes) and shapes in list(self.runs)[:2]
+
+    one = subject("cnn")
+    assert compare_engine(one, lambda cuda_graphs: Few(one.model, right, cuda_graphs)).cuda_graphs
+
+
+def test_a_lack_of_memory_with_cuda_graphs_is_no_verdict_to_keep(tmp_path):
+    class Full(Engine):
+        def run_values(self, *words, **how):
+            if self.cuda_graphs:
+                raise unavailable(Code.GPU_MEMORY, "2 GB are missing").error()
+            return super().run_values(*words, **how)
+
+    one = subject("cnn")
+    verdict = compare_engine(one, lambda cuda_graphs: Full(one.model, right, cuda_graphs))
+    assert (verdict.wrong, verdict.cuda_graphs, verdict.passing) == ("", False, True)
+    cache, key = open_cache(tmp_path / "cache"), VerdictKey("a", "b", "11", "13", "580", "GPU", "9.0")
+    keep_verdict(cache, key, verdict)
+    assert cache.verdict(key) is None
 
 
 @pytest.mark.parametrize("graph", MAKERS)

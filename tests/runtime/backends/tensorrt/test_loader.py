@@ -11,9 +11,9 @@ from flamest.base.errors import FlamestError
 from flamest.base.files import sha256_bytes, sha256_file
 from flamest.runtime.backends.machine import Gpu, MachineFacts, on_device
 from flamest.runtime.backends.tensorrt import loader, verdicts
+from flamest.runtime.backends.tensorrt.bundled import with_engine
 from flamest.runtime.backends.tensorrt.cache import CachedEngine
 from flamest.runtime.backends.tensorrt.loader import TensorRtOpener
-from flamest.runtime.backends.tensorrt.bundled import with_engine
 from flamest.runtime.backends.tensorrt.verdict import Verdict
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions, EngineRecord
