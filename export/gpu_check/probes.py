@@ -59,9 +59,9 @@ def convolutions(words: argparse.Namespace) -> dict[str, Any]:
 
 
 def overflow(words: argparse.Namespace) -> dict[str, Any]:
-    from .overflow import largest_activations
+    from .overflow import largest_activation
 
-    return largest_activations(words.weights)
+    return largest_activation(words.weights)
 
 
 def prepared(words: argparse.Namespace) -> dict[str, Any]:

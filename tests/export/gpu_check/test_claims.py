@@ -111,11 +111,11 @@ def test_torch_is_compared_at_the_best_batch_of_each():
 
 
 def test_seeded_weights_decide_nothing_about_overflow():
-    found = {"largest": 70000.0, "limit": 65504.0, "layers": [{"layer": "a"}], "not_finite_in_fp16": 3}
+    found = {"largest": 70000.0, "limit": 65504.0, "value": "a", "has_room": False}
     claim = {"means_something": True, **found}
     assert judged("fp16_overflows", fp16__overflow={**found, "means_something": False}).verdict == "not tested"
     assert judged("fp16_overflows", fp16__overflow=claim).verdict == "proved"
-    calm = {**claim, "largest": 900.0, "not_finite_in_fp16": 0}
+    calm = {**claim, "largest": 900.0, "has_room": True}
     assert judged("fp16_overflows", fp16__overflow=calm).verdict == "refuted"
 
 
