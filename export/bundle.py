@@ -108,13 +108,13 @@ def build_bundle(request: ExportRequest) -> BuiltBundle:
 def steps_of(entry: ExtractorEntry, choice: PrecisionChoice = FP32) -> int:
     """Steps that ``export_bundle`` counts: loading, each graph, the comparison, for every network.
 
-    A graph in int8 is calibrated in INT8_STEPS, and each network with such graphs is tried once.
+    A graph in int8 is calibrated in INT8_STEPS, and each network with such graphs is tried in as many.
     """
     vlm = {None: 0, "clip": 3, "blip": 4, "blip-text": 5}[entry.vlm]
     cnn = 0 if entry.network is None else 2 if entry.network == "slow" else 3
     int8 = {graph for graph in embedding_graphs(entry) if choice.of(graph) == "int8"}
     tried = len({graph == "cnn" for graph in int8})
-    return vlm + 3 + cnn + len(int8) * (INT8_STEPS - 1) + tried
+    return vlm + 3 + cnn + len(int8) * (INT8_STEPS - 1) + tried * INT8_STEPS
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:

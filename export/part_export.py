@@ -23,7 +23,7 @@ from .precision.lowering import Lowering, draft_lowered, measure_fp16, write_low
 from .precision.trial import write_int8
 
 Record = TypeVar("Record")  # of the manifest
-INT8_STEPS = 10  # of an export's progress, for the calibration of a graph
+INT8_STEPS = 10  # of an export's progress: for the calibration of a graph, and for the measuring of a part's products
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class ExportContext:
 
             for draft in drafts.values():
                 self.notes.extend(draft.notes)
-            with phase(self.progress, f"find what of {part.title} can be int8"):
-                return write_int8(drafts, others, self.folder, chain, clips.held_out.clips, self.threads)
+            with portions(self.progress, f"find what of {part.title} can be int8", INT8_STEPS) as tell:
+                return write_int8(drafts, others, self.folder, chain, self.threads, tell)
 
 
 @dataclass(frozen=True)

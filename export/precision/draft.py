@@ -27,7 +27,7 @@ from .int8 import Int8Form, quantise_static, quantise_weights, watched_channels
 from .products import Product, find_products, gemms_to_matmuls
 from .ranges import Feeds, Seen, observe
 from .selection import STEPS, kept_products
-from .sensitivity import product_costs, smallest_cosine
+from .sensitivity import SwitchedGraph, product_costs, smallest_cosine
 
 MEASURED_FEEDS = 2  # on which the cost of each product is measured
 # Calibration is bounded by the number of its clips, which is the same on every machine. On one so slow that this takes
@@ -44,6 +44,16 @@ class Calibrated:
     feeds: Sequence[Feeds]
     held_out: Sequence[Feeds]  # of clips that are not among those of ``feeds``
     expected: Sequence[Mapping[str, npt.NDArray[Any]]]  # fp32's outputs for ``held_out``
+    held_out_clips: int  # from which ``held_out`` and the chain's comparison come
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How a graph becomes int8."""
+
+    form: Int8Form
+    static: bool  # with scales of their own for activations; otherwise the weights of matmuls alone
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +73,10 @@ class Int8Draft:
 
     graph: Graph  # of ``path``
     path: Path  # the graph in fp32 or half precision, without Gemm nodes
-    form: Int8Form
+    settings: Int8Settings
     calibrated: Calibrated
     seen: Mapping[str, Seen]
     kind: ProductKind
-    threads: int | None
-    tell: Callable[[float], None]  # called with the share of the work that is done
     costs: Mapping[str, float] = field(default_factory=dict)
     unseen: int = 0  # calibration feeds that there was no time for
 
@@ -80,9 +88,10 @@ class Int8Draft:
         name, minutes = self.path.stem, CALIBRATION_S / 60
         return (f"{name}: calibration ended after {minutes:.0f} minutes, with {total - self.unseen} of {total} inputs",)
 
-    def write(self, step: int, folder: Path) -> Graph:
-        """Write the graph with as much in higher precision as STEPS allows at ``step``; cosines are not in it yet.
+    def write(self, step: int, folder: Path, tell: Callable[[float], None] = lambda share: None) -> Graph:
+        """Write the graph with as much in higher precision as STEPS allows at ``step``; the cosine is not in it yet.
 
+        ``tell``: called with the share of the products that are measured, once for each draft that needs it.
         Raises InvariantError when the file computes in something else.
         """
         import onnx
@@ -92,11 +101,11 @@ class Int8Draft:
         work, names = _work(self.path, self.graph), _weighted(model)
         weighted = {name: count for name, count in work.items() if name in names}
         if STEPS[step] and not self.costs:
-            self.costs = self._measure(products)
+            self.costs = self._measure(products, tell)
         order = [product.name for product in products]
         kept = kept_products(STEPS[step], order, weighted, self.costs) if STEPS[step] else ()
         if self.kind.static:
-            changed, kind = quantise_static(model, self.seen, self.form, kept, first=self.kind.first), "int8"
+            changed, kind = quantise_static(model, self.seen, self.settings.form, kept, first=self.kind.first), "int8"
         else:
             means = {name: value.mean for name, value in self.seen.items() if value.mean is not None}
             changed, kind = quantise_weights(model, means, kept), MATMUL_DTYPE["fp32"] + WITH_INT8_WEIGHTS
@@ -113,7 +122,7 @@ class Int8Draft:
             share_of_all=round(int8 / max(sum(work.values()), 1), 4),
             multiply_adds=sum(work.values()),
             held_out_cosine=-1.0,
-            held_out_clips=0,
+            held_out_clips=self.calibrated.held_out_clips,
         )
         opset = model.opset_import[0].version
         return msgspec.structs.replace(
@@ -129,20 +138,13 @@ class Int8Draft:
             smallest = min(smallest, *(smallest_cosine(got[name], expected[name]) for name in wanted))
         return smallest
 
-    def _measure(self, products: Sequence[Product]) -> dict[str, float]:
+    def _measure(self, products: Sequence[Product], tell: Callable[[float], None]) -> dict[str, float]:
         """The cost of each product alone (sensitivity.py)."""
         model = runnable(self.path, self.graph)
         mine = self.kind.find(model)
-        count = [0]
-
-        def measured() -> None:
-            count[0] += 1
-            self.tell(count[0] / len(mine))
-
         feeds = [first_row(feed) for feed in spread(self.calibrated.feeds, MEASURED_FEEDS)]
-        costs = product_costs(
-            model, mine, self.seen, feeds, values_too=self.kind.static, threads=self.threads, measured=measured
-        )
+        switched = SwitchedGraph(model, mine, self.seen, values_too=self.kind.static)
+        costs = product_costs(switched, feeds, threads=self.settings.threads, tell=tell)
         bare = {name.removesuffix(_EMULATED): cost for name, cost in costs.items()}
         return {product.name: bare[product.name] for product in products}
 
@@ -151,17 +153,15 @@ def draft_int8(
     graph: Graph,
     path: Path,
     calibrated: Calibrated,
-    form: Int8Form,
+    settings: Int8Settings,
     *,
-    static: bool,
-    threads: int | None,
     tell: Callable[[float], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> Int8Draft:
     """Make the draft of the graph in ``path``, whose values are observed on the calibration feeds.
 
-    ``clock``: seconds; after CALIBRATION_S no further feeds are observed.
-
+    ``tell``: called with the share of the feeds that are observed. ``clock``: seconds; after CALIBRATION_S no further
+    feeds are.
     Raises DataError as ``observe`` does.
     """
     import onnx
@@ -171,22 +171,24 @@ def draft_int8(
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         model.opset_import[0].version = max(model.opset_import[0].version, OPSET_HALF_PAIRS)
     check_and_save(model, path)
-    kind = ProductKind(static, static and _is_much(path, graph, model))
-    if static:
+    form, kind = settings.form, ProductKind(settings.static, settings.static and _is_much(path, graph, model))
+    if settings.static:
         channels = watched_channels(model, form, first=kind.first)
     else:
         channels = {each.source: each.source_axis for each in kind.find(model)}
     count = [0]
 
-    def seen() -> None:
+    def observed() -> None:
         count[0] += 1
         tell(count[0] / len(calibrated.feeds))
 
     ends = clock() + CALIBRATION_S
     feeds = itertools.takewhile(lambda _: count[0] < LEAST_FEEDS or clock() < ends, calibrated.feeds)
-    found = observe(runnable(path, graph), channels, feeds, symmetric=form.symmetric, threads=threads, seen=seen)
+    seen = observe(
+        runnable(path, graph), channels, feeds, symmetric=form.symmetric, threads=settings.threads, seen=observed
+    )
     unseen = len(calibrated.feeds) - count[0]
-    return Int8Draft(graph, path, form, calibrated, found, kind, threads, tell, unseen=unseen)
+    return Int8Draft(graph, path, settings, calibrated, seen, kind, unseen=unseen)
 
 
 def _work(path: Path, graph: Graph) -> dict[str, int]:

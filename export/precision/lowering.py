@@ -14,7 +14,7 @@ from ..graphs.spec import GraphSpec
 from ..parity.chain import ModuleSession
 from .calibration import CalibrationClips, CalibrationSets, calibration_sets
 from .choice import FP32, PrecisionChoice
-from .draft import Calibrated, Int8Draft, draft_int8, first_row, spread
+from .draft import Calibrated, Int8Draft, Int8Settings, draft_int8, first_row, spread
 from .dtypes import check_precision
 from .half import half_spec
 from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form
@@ -96,19 +96,13 @@ def draft_lowered(
 ) -> Int8Draft:
     """Export ``spec`` to ``scratch/NAME.onnx`` and calibrate its int8 on ``feeds``.
 
-    ``held_out``: feeds that it is compared with fp32 on. ``tell``: called with the share of the work that is done.
+    ``held_out``: feeds that it is compared with fp32 on. ``tell``: called with the share of ``feeds`` that are done.
     Raises as ``write_graph`` and ``observe``.
     """
     wide = half_spec(spec, lowering.choice.rest, text=lowering.choice.of("text"))
     graph = write_graph(wide, scratch)
     reference, chosen = ModuleSession(spec), [first_row(each) for each in spread(held_out, HELD_OUT_FEEDS)]
-    calibrated = Calibrated(feeds, chosen, [reference.run(each) for each in chosen])
-    return draft_int8(
-        graph,
-        scratch / graph.file,
-        calibrated,
-        lowering.form,
-        static=spec.name in STATIC,
-        threads=lowering.threads,
-        tell=tell,
-    )
+    expected = [reference.run(each) for each in chosen]
+    calibrated = Calibrated(feeds, chosen, expected, lowering.clips.held_out.clips)
+    settings = Int8Settings(lowering.form, static=spec.name in STATIC, threads=lowering.threads)
+    return draft_int8(graph, scratch / graph.file, calibrated, settings, tell=tell)

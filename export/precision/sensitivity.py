@@ -7,6 +7,7 @@ are or what int8 makes of them, by a switch of its own that is an input of the g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,30 @@ from .ranges import HEADROOM, Feeds, Seen
 SWITCHES = "int8_switches"
 
 
+@dataclass(frozen=True, eq=False)
+class SwitchedGraph:
+    """A graph whose products can be int8 one by one."""
+
+    model: Any  # an ``onnx.ModelProto`` that ONNX Runtime can run
+    products: Sequence[Product]
+    seen: Mapping[str, Seen]  # ranges and means of what the products read
+    values_too: bool  # activations are int8 as weights are
+
+
 def product_costs(
-    model: Any,
-    products: Sequence[Product],
-    seen: Mapping[str, Seen],
+    graph: SwitchedGraph,
     feeds: Sequence[Feeds],
     *,
-    values_too: bool,
     threads: int | None = None,
-    measured: Callable[[], None] = lambda: None,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> dict[str, float]:
     """Distance from 1 of the smallest cosine of a row when one product alone is int8, by the product's name.
 
-    ``model``: an ``onnx.ModelProto`` that ONNX Runtime can run. ``values_too``: activations are int8 as weights are;
-    ``seen`` has their ranges and means. ``measured``: called after each product.
+    ``tell``: called after each product with the share of them that are measured.
     """
-    outputs = [value.name for value in model.graph.output if _is_float(value)]
-    session = open_session(_with_switches(model, products, seen, values_too=values_too), threads=threads)
+    products = graph.products
+    outputs = [value.name for value in graph.model.graph.output if _is_float(value)]
+    session = open_session(_with_switches(graph), threads=threads)
     off = np.zeros(len(products), bool)
     exact = [session.run({**feed, SWITCHES: off}, outputs) for feed in feeds]
     costs = {}
@@ -47,7 +55,7 @@ def product_costs(
             got = session.run({**feed, SWITCHES: switches}, outputs)
             smallest = min(smallest, *(smallest_cosine(got[name], expected[name]) for name in outputs))
         costs[product.name] = 1.0 - smallest
-        measured()
+        tell((index + 1) / len(products))
     return costs
 
 
@@ -65,11 +73,12 @@ def _is_float(value: Any) -> bool:
     return value.type.tensor_type.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
-def _with_switches(model: Any, products: Sequence[Product], seen: Mapping[str, Seen], *, values_too: bool) -> bytes:
+def _with_switches(switched: SwitchedGraph) -> bytes:
     from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+    products, seen = switched.products, switched.seen
     copy = ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(switched.model)
     graph = copy.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     means = {name: value.mean for name, value in seen.items() if value.mean is not None}
@@ -96,7 +105,7 @@ def _with_switches(model: Any, products: Sequence[Product], seen: Mapping[str, S
         error = weight_error(weight.astype(np.float32), product.weight_axis, weight.dtype)
         rounded = add(f"rounded_{index}", (weight.astype(np.float32) + error).astype(weight.dtype))
         node.input[1] = make("Where", [switch, rounded, node.input[1]], f"weight_{index}")
-        if values_too:
+        if switched.values_too:
             reach = seen[product.source].range.widened(HEADROOM[product.operator])
             step = max(reach.high - reach.low, 1e-12) / 255
             pair = [

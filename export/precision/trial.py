@@ -7,6 +7,7 @@ have another order, makes the same one (docs/explanation/precision.md).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,23 +40,29 @@ def write_int8(
     others: Mapping[str, Graph],
     folder: Path,
     chain: Callable[[Mapping[str, Graph]], float],
-    clips: int,
     threads: int | None = None,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Graph]:
     """Write the drafts to ``folder`` with the smallest of STEPS that reaches TARGET; the best one where none does.
 
     ``others``: the graphs of the part that are not int8, already written. ``chain``: smallest cosine of the embedding
-    that the part's graphs make, on the clips that were held out; ``clips``: how many. A graph whose own outputs miss
-    the target goes a step on; where only the chain misses it, all do.
+    that the part's graphs make, on the clips that were held out. ``tell``: called with the share of the products of all
+    drafts that are measured; never where none has to be. A graph whose own outputs miss the target goes a step on;
+    where only the chain misses it, all do.
     """
     written: dict[str, Graph] = {}
     steps, tried = dict.fromkeys(drafts, 0), []
     on_disk: dict[str, int] = {}
+    shares = dict.fromkeys(drafts, 0.0)
+
+    def measured(name: str, share: float) -> None:
+        shares[name] = share
+        tell(sum(shares.values()) / len(shares))
 
     def write(wanted: Mapping[str, int]) -> None:
         for name, draft in drafts.items():
             if on_disk.get(name) != wanted[name]:
-                written[name] = draft.write(wanted[name], folder)
+                written[name] = draft.write(wanted[name], folder, functools.partial(measured, name))
                 on_disk[name] = wanted[name]
 
     while True:
@@ -71,11 +78,11 @@ def write_int8(
         steps |= {name: steps[name] + 1 for name in behind}
     best = attempt if attempt.worst >= TARGET else max(tried, key=lambda each: each.worst)
     write(best.steps)
-    return {name: _with_cosine(graph, min(best.cosines[name], best.chain), clips) for name, graph in written.items()}
+    return {name: _with_cosine(graph, min(best.cosines[name], best.chain)) for name, graph in written.items()}
 
 
-def _with_cosine(graph: Graph, cosine: float, clips: int) -> Graph:
+def _with_cosine(graph: Graph, cosine: float) -> Graph:
     if graph.int8 is None:
         return graph
-    record = msgspec.structs.replace(graph.int8, held_out_cosine=round(cosine, 6), held_out_clips=clips)
+    record = msgspec.structs.replace(graph.int8, held_out_cosine=round(cosine, 6))
     return msgspec.structs.replace(graph, int8=record)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from flamest.export.graphs.export import check_and_save
-from flamest.export.precision.draft import Calibrated, draft_int8
+from flamest.export.precision.draft import Calibrated, Int8Settings, draft_int8
 from flamest.export.precision.dtypes import read_dtype_histogram
 from flamest.export.precision.int8 import ONNX_FORM
 from flamest.runtime.backends.onnxruntime_cpu import open_session
@@ -58,7 +58,7 @@ def draft_of(tmp_path):
         check_and_save(model, path)
         session = open_session(path, threads=1)
         held_out = rows(2, 4)
-        calibrated = Calibrated(rows(1), held_out, [session.run(feed) for feed in held_out])
+        calibrated = Calibrated(rows(1), held_out, [session.run(feed) for feed in held_out], 4)
         ends = [Tensor(name, "float32", ("batch", WIDTH)) for name in ("x", "y")]
         graph = Graph(
             file="out.onnx",
@@ -69,7 +69,7 @@ def draft_of(tmp_path):
             precision="fp32",
             dtype_histogram=read_dtype_histogram(path),
         )
-        return draft_int8(graph, path, calibrated, form, static=static, threads=1, tell=tell, **settings)
+        return draft_int8(graph, path, calibrated, Int8Settings(form, static, 1), tell=tell, **settings)
 
     return make
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flamest.export import part_export
 from flamest.export.bundle import ExportRequest, export_bundle, steps_of
 from flamest.export.networks.extractors import EXTRACTORS
 from flamest.export.precision import draft as drafts
+from flamest.export.precision import trial
 from flamest.export.precision.choice import choose_precision
 from flamest.export.precision.selection import STEPS, kept_products
 from flamest.export.precision.trial import TARGET, write_int8
@@ -20,9 +22,9 @@ def no_chain(graphs):
     return 1.0
 
 
-def settle(draft, folder, chain=no_chain):
+def settle(draft, folder, chain=no_chain, tell=lambda share: None):
     folder.mkdir(exist_ok=True)
-    return write_int8({"g": draft}, {}, folder, chain, 4, threads=1)["g"]
+    return write_int8({"g": draft}, {}, folder, chain, 1, tell)["g"]
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -92,13 +94,36 @@ def test_products_that_are_never_int8_count_to_the_share():
 
 
 def test_progress_moves_while_calibrating_and_measuring(outlier, tmp_path):
-    shares = []
-    draft = outlier(tell=shares.append)
-    assert shares == [index / len(rows(1)) for index in range(1, len(rows(1)) + 1)]
-    shares.clear()
-    draft.write(1, tmp_path)
-    assert len(shares) == LAYERS
-    assert shares[-1] == 1.0
+    observed, measured = [], []
+    draft = outlier(tell=observed.append)
+    assert observed == [index / len(rows(1)) for index in range(1, len(rows(1)) + 1)]
+    settle(draft, tmp_path / "out", tell=measured.append)
+    assert measured == [index / LAYERS for index in range(1, LAYERS + 1)], "once, although it is written again"
+    assert len(observed) == len(rows(1)), "calibration has ended"
+
+
+def test_drafts_that_are_measured_together_share_one_progress(outlier, draft_of, tmp_path):
+    drafts, shares = {"a": outlier(), "b": outlier()}, []
+    (tmp_path / "out").mkdir()
+    write_int8(drafts, {}, tmp_path / "out", no_chain, 1, shares.append)
+    assert shares == sorted(shares)
+    assert (len(shares), shares[-1]) == (2 * LAYERS, 1.0)
+
+
+def test_an_export_that_measures_products_moves_as_announced(tmp_path, silent, monkeypatch):
+    monkeypatch.setattr(trial, "TARGET", 2.0)  # never reached: every step is tried
+    entry = EXTRACTORS["slow"]
+    choice = choose_precision(("int8",), entry, "onnx")
+    at = []
+    monkeypatch.setattr(part_export, "write_int8", lambda *given: (write_int8(*given), at.append(silent.steps))[0])
+    export_bundle(
+        ExportRequest(
+            entry, {"slow": parse_source("slow", "random:tiny")}, tmp_path / "b", precision=choice, threads=1
+        ),
+        silent,
+    )
+    assert silent.steps == steps_of(entry, choice)
+    assert at == [steps_of(entry, choice) - 1], "all but the comparison with PyTorch"
 
 
 def test_calibration_that_takes_too_long_ends_after_its_least_feeds(outlier):
