@@ -97,7 +97,7 @@ def gpu_check(
         dry,
         work,
         ready_bundles(bundle or ()),
-        tuple(step or ()),
+        only=tuple(step or ()),
     )
     path, report = check_gpu(request, (lambda text: None) if as_json else print)
     page = path.with_suffix(".md")

@@ -97,7 +97,7 @@ def _bundle_steps(request: GpuCheckRequest, precision: str) -> Iterator[StepPlan
     bundle, built = bundle_folder(precision), (f"{precision}: build",)
     sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips), "--vectors")
     backends = [word for name in BACKENDS if name not in request.left_out for word in ("--backend", name)]
-    words = ("--max-batch", str(DRY_BATCH)) if request.dry else ()
+    words: tuple[str, ...] = ("--max-batch", str(DRY_BATCH)) if request.dry else ()
     words += ("--detailed",) if precision == DEFAULT else ()
     yield StepPlan(f"{precision}: engines", ("engines", bundle, *words), 5400, 900, needs=built, continues=True)
     yield StepPlan(f"{precision}: inspect", ("inspect", bundle), 300, 2, needs=built)
