@@ -26,6 +26,16 @@ class Progress(Protocol):
     def describe(self, text: str) -> None: ...
 
 
+class NoProgress:
+    """Progress that is not shown: of seconds, or where a note has announced the work."""
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+    def describe(self, text: str) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Progress]:
     """Show a rich bar with the remaining time on a terminal, plain lines on stderr otherwise."""

@@ -76,11 +76,6 @@ class VisionLanguageModel:
         return self._text.largest_batch
 
     @property
-    def most_frames(self) -> int | None:
-        """The most frames in one run of the vision graph; None: no bound."""
-        return self._vision.largest_batch
-
-    @property
     def vision(self) -> Session:
         return self._vision
 

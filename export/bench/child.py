@@ -21,7 +21,7 @@ from ...runtime.backends.opening import GraphOpener, OpeningOptions
 from ...runtime.backends.options import BackendOptions
 from ...runtime.backends.session import Session
 from ...runtime.bundle.opening import Bundle, open_bundle
-from ...runtime.bundle.signature import read_trusted_keys
+from ...runtime.bundle.signature import TrustedKeys, read_trusted_keys
 from ...runtime.clip_records import Clip
 from ...runtime.extractor import Extractor, open_extractor
 from .inputs import smallest_output, usual_feeds, usual_sizes
@@ -38,6 +38,12 @@ class BenchJob(Message, frozen=True):
     bf16: bool = False  # an fp32 bundle, computed in bf16
     threads: int | None = None
     trusted: tuple[str, ...] = ()  # keys as text
+
+
+def bench_job(name: str, bundle: Path, threads: int | None, trusted: TrustedKeys) -> BenchJob:
+    """The job of backend ``name``: BACKEND, or BACKEND:bf16 for an fp32 bundle that computes in bf16."""
+    backend, _, computed = name.partition(":")
+    return BenchJob(str(bundle), backend, computed == "bf16", threads, tuple(key.text for key in trusted))
 
 
 class Question(Message, frozen=True):

@@ -23,7 +23,7 @@ from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.clip_records import graph_of
 from ...runtime.similarity import cosine, row_cosines
-from .child import BenchJob
+from .child import bench_job
 from .inputs import pick_clips, render_clips
 from .process import BenchProcess
 
@@ -69,14 +69,7 @@ class BenchRun:
         self.processes: dict[str, BenchProcess] = {}
         self.measured: dict[str, _Measured] = {}
         for name in _in_order(request.backends):
-            backend, _, computed = name.partition(":")
-            job = BenchJob(
-                bundle=str(request.bundle),
-                backend=backend,
-                bf16=computed == "bf16",
-                threads=request.threads,
-                trusted=tuple(key.text for key in request.trusted),
-            )
+            job = bench_job(name, request.bundle, request.threads, request.trusted)
             try:
                 self.processes[name] = stack.enter_context(BenchProcess(job))
                 self.measured[name] = _Measured()

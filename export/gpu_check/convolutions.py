@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.files import sha256_file
+from ...base.progress import NoProgress
 from ...runtime.backends.tensorrt.build_process import build_engine_in_child
 from ...runtime.backends.tensorrt.builder import EngineRequest
 from ...runtime.bundle.graph_records import EngineOptions
@@ -20,7 +21,7 @@ from ..graphs.spec import GraphSpec, cnn_spec
 from ..networks.slow_i3d import pooled_module
 from ..weights.loading import open_video
 from ..weights.source import parse_source
-from .engine_trials import NoProgress, opened_engine, time_session
+from .engine_trials import opened_engine, time_session
 
 BATCHES = (1, 8)
 REPEATS = 30

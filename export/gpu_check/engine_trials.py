@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ...base.files import sha256_bytes
+from ...base.progress import NoProgress
 from ...runtime.backends.machine import MachineFacts, gather_facts
 from ...runtime.backends.session import Session
 from ...runtime.backends.tensorrt.cache import open_cache
@@ -27,16 +28,6 @@ from ..bench.comparison import quantiles
 from ..bench.inputs import smallest_output, usual_feeds
 
 WARM_UP = 4  # runs that are not counted: allocation, capture and the first replay of a CUDA graph
-
-
-class NoProgress:
-    """Progress that is not shown."""
-
-    def advance(self, steps: int = 1) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
 
 
 def build_for_trial(

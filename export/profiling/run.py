@@ -17,7 +17,7 @@ from ...base.progress import Progress
 from ...runtime.backends.options import BACKENDS
 from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import TrustedKeys
-from ..bench.child import BenchJob
+from ..bench.child import bench_job
 from ..bench.comparison import require_measured
 from ..bench.inputs import render_clips
 from ..bench.process import BenchProcess
@@ -85,14 +85,7 @@ def _profile_backend(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    backend, _, computed = name.partition(":")
-    job = BenchJob(
-        bundle=str(request.bundle),
-        backend=backend,
-        bf16=computed == "bf16",
-        threads=request.threads,
-        trusted=tuple(key.text for key in request.trusted),
-    )
+    job = bench_job(name, request.bundle, request.threads, request.trusted)
     with BenchProcess(job) as process:
         opened = process.ask("open_extractor")
         process.ask("run_clip", str(clips[0]))  # the first allocates

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from ...base.files import sha256_bytes
+from ...base.progress import NoProgress
 from ...runtime.backends.machine import MachineFacts
 from ...runtime.backends.ranking import rank_backends
 from ...runtime.backends.tensorrt.cache import open_cache
@@ -27,6 +28,7 @@ from ...runtime.backends.tensorrt.cuda_calls import CudaCalls, import_cuda_runti
 from ...runtime.backends.tensorrt.cuda_streams import Stream
 from ...runtime.backends.tensorrt.engine import EngineFile, LoadedEngine, load_engine
 from ...runtime.backends.tensorrt.package import import_tensorrt
+from ...runtime.backends.tensorrt.profile import Shape, engine_ranges, nearest_profile
 from ...runtime.backends.tensorrt.supply import (
     BuildTarget,
     cached_engine,
@@ -40,7 +42,6 @@ from .records import LayerQuestion, LayerTime, LayerTimes, median_run
 
 PROFILER = "TensorRT's profiler"
 NAMES_ONLY = "the engine states its layers' names only: flamest-export profile --detailed builds one that says more"
-Shape = tuple[int, ...]
 ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "UINT8": 1, "INT32": 4, "INT64": 8, "BOOL": 1}
 
 
@@ -84,7 +85,7 @@ def find_engine_file(asked: LayerQuestion, facts: MachineFacts) -> tuple[EngineF
         return _engine_file(asked, asked.bundle.path / record.file, entry.sha256, record), entry.bytes, record.options
     options = msgspec.structs.replace(local_build_options(manifest, name), detailed=asked.detailed)
     target = BuildTarget(facts, options, open_cache())
-    kept = cached_engine(asked.bundle, name, target, _NoProgress())
+    kept = cached_engine(asked.bundle, name, target, NoProgress())
     path = target.cache.path(target.key(manifest, name))
     return _engine_file(asked, path, sha256_bytes(kept.data), kept.record), len(kept.data), kept.record.options
 
@@ -100,16 +101,6 @@ def _engine_file(asked: LayerQuestion, path: Path, sha256: str, record: EngineRe
         onnx_sha256=manifest.files[manifest.graphs[name].file].sha256 if stripped else "",
         host_code=record.options.version_compatible,
     )
-
-
-class _NoProgress:
-    """Progress that is not shown."""
-
-    def advance(self, steps: int = 1) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
 
 
 class LayerClock:
@@ -167,7 +158,7 @@ class ProfiledRun:
         with CudaRun.open(number) as cuda:
             scratch = int(engine.device_memory_size_v2)
             context.set_device_memory(cuda.zeros(scratch), scratch)
-            index = find_profile(engine, shapes)
+            index = nearest_profile(engine_ranges(engine, list(shapes)), shapes)
             if index is None or not context.set_optimization_profile_async(index, cuda.stream):
                 evidence = f"graph '{name}': no optimisation profile of the engine has {dict(shapes)}"
                 raise unavailable(Code.PROFILE_RANGE, evidence).error()
@@ -204,21 +195,6 @@ def parse_layers(text: str) -> list[Any]:
         return []
     layers = found.get("Layers", []) if isinstance(found, dict) else []
     return layers if isinstance(layers, list) else []
-
-
-def find_profile(engine: Any, shapes: Mapping[str, Shape]) -> int | None:
-    """Number of the optimisation profile that is tuned nearest to ``shapes``, among those that allow them."""
-    best: tuple[float, int] | None = None
-    for index in range(engine.num_optimization_profiles):
-        distance = 0.0
-        for name, shape in shapes.items():
-            low, usual, high = (tuple(each) for each in engine.get_tensor_profile_shape(name, index))
-            if any(not a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
-                break
-            distance += sum(abs(math.log1p(a) - math.log1p(b)) for a, b in zip(usual, shape, strict=True))
-        else:
-            best = min(filter(None, (best, (distance, index))))
-    return None if best is None else best[1]
 
 
 def engine_layers(taken: Mapping[str, Sequence[float]], described: list[Any], runs: int) -> tuple[LayerTime, ...]:

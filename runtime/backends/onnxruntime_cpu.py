@@ -12,24 +12,13 @@ import numpy as np
 
 from ...base.errors import DataError, MissingExtra
 from ...base.process import usable_cores
+from .element_types import ORT_TYPES
 from .host_rows import HostRows
 from .run_limits import graph_memory_bytes, limited
 from .session import NO_ROWS, Array, Feed, Rows, Shape, Value, on_host, wanted_outputs
 
 if TYPE_CHECKING:
     import onnxruntime
-
-
-# NumPy's types by ONNX Runtime's words for an input's type
-DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 class OrtSession:
@@ -47,7 +36,7 @@ class OrtSession:
         self._types: dict[str, str] = {value.name: value.type for value in session.get_inputs()}
 
     def rows(self, input_name: str, shape: Shape) -> Rows:
-        return HostRows(shape, DTYPES[self._types[input_name]], borrow=self.borrow, view=_view)
+        return HostRows(shape, ORT_TYPES[self._types[input_name]], borrow=self.borrow, view=_view)
 
     def close(self) -> None:
         """Nothing: its memory is the host's."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ....base.errors import FlamestError
 from ....base.files import sha256_bytes, write_atomic
-from ....base.progress import Progress
+from ....base.progress import NoProgress, Progress
 from ...bundle.graph_records import AxisRange, EngineOptions, Graph, Tensor
 from .build_process import build_engine_in_child
 from .builder import BuiltEngine, EngineRequest
@@ -44,7 +44,7 @@ def try_first_engine(
         write_atomic(onnx, model)
         request = EngineRequest(NAME, onnx, sha256_bytes(model), GRAPH, EngineOptions(opt_level=0), device=device)
         try:
-            built = build(request, _Unshown())
+            built = build(request, NoProgress())
             if built.unproved is not None:
                 raise built.unproved
             verdict = built.verdict
@@ -75,13 +75,3 @@ def make_model() -> bytes:
     graph = helper.make_graph([node], NAME, *sides, [numpy_helper.from_array(weights, "weights")])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", GRAPH.opset)], ir_version=9)
     return bytes(made.SerializeToString())
-
-
-class _Unshown:
-    """Progress of seconds."""
-
-    def advance(self, steps: int = 1) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ....base.files import sha256_bytes
+from ....base.progress import NoProgress
 from ...bundle.graph_records import EngineRecord
 from ...bundle.opening import Bundle
 from ..machine import MachineFacts
@@ -53,7 +54,7 @@ class TensorRtOpener:
             if not self._builds:
                 try_first_engine(device=self._facts.device)
                 self._builds = True
-        kept = cached_engine(self._bundle, name, target, _NoProgress())
+        kept = cached_engine(self._bundle, name, target, NoProgress())
         return self._open(kept.record, EngineOnDisk(name, target.cache.path(key), sha256_bytes(kept.data)))
 
     def _open(self, record: EngineRecord, engine: EngineOnDisk) -> Session:
@@ -79,13 +80,3 @@ class TensorRtOpener:
         problem = version_problem(engine_version(path), here, version_compatible=record.options.version_compatible)
         if problem:
             raise unavailable(Code.PLAN_VERSION, f"graph '{name}', {path.name}: {problem}").error()
-
-
-class _NoProgress:
-    """Progress that is not shown: ``notice`` has announced that the build takes minutes."""
-
-    def advance(self, steps: int = 1) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass

@@ -1,4 +1,4 @@
-"""Input sizes that a TensorRT engine accepts, from the uses of one manifest.Graph. Pure arithmetic on integers.
+"""Input sizes that a TensorRT engine accepts, from the uses of one manifest.Graph. Arithmetic on integers.
 
 An engine has an optimisation profile per use of its graph: a range per input (smallest, usual, largest: TensorRT's min,
 opt, max). It is tuned for the usual size alone, so that a graph which is run in several ways has several. A size may
@@ -8,8 +8,10 @@ graph starts with a past of length 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -32,6 +34,12 @@ class InputRange:
     smallest: Shape
     usual: Shape
     largest: Shape
+
+    def allows(self, shape: Shape) -> bool:
+        """Whether ``shape`` has the same rank and lies between smallest and largest in every axis."""
+        return len(shape) == len(self.largest) and all(
+            low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,29 @@ def profiles(graph: Graph, max_batch: int | None = None) -> tuple[Profile, ...]:
     )
 
 
-def input_ranges(graph: Graph) -> tuple[InputRange, ...]:
-    """The range of every input of ``graph`` in its last use, which allows all that another one does."""
-    return profiles(graph)[-1].inputs
+def engine_ranges(engine: Any, inputs: Sequence[str]) -> tuple[tuple[InputRange, ...], ...]:
+    """The ranges of ``inputs`` in each optimisation profile of an ``ICudaEngine``."""
+    return tuple(
+        tuple(InputRange(name, *map(tuple, engine.get_tensor_profile_shape(name, profile))) for name in inputs)
+        for profile in range(int(engine.num_optimization_profiles))
+    )
+
+
+def nearest_profile(ranges: Sequence[Sequence[InputRange]], shapes: Mapping[str, Shape]) -> int | None:
+    """The profile that allows ``shapes`` and whose usual ones are nearest, in octaves over all axes; None without one.
+
+    ``shapes`` has every input of ``ranges``.
+    """
+    fitting = {
+        profile: sum(_octaves(one.usual, shapes[one.name]) for one in inputs)
+        for profile, inputs in enumerate(ranges)
+        if all(one.allows(shapes[one.name]) for one in inputs)
+    }
+    return min(fitting, key=lambda profile: (fitting[profile], profile), default=None)
+
+
+def _octaves(usual: Shape, shape: Shape) -> float:
+    return sum(abs(math.log2((size + 1) / (other + 1))) for other, size in zip(usual, shape, strict=True))
 
 
 def range_problem(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str, Shape]) -> BackendUnavailable | None:
@@ -94,10 +122,7 @@ def range_problem(name: str, ranges: tuple[InputRange, ...], shapes: Mapping[str
     """
     for wanted in ranges:
         shape = shapes[wanted.name]
-        fits = len(shape) == len(wanted.largest) and all(
-            low <= size <= high for low, size, high in zip(wanted.smallest, shape, wanted.largest, strict=True)
-        )
-        if not fits:
+        if not wanted.allows(shape):
             allowed = f"{list(wanted.smallest)} to {list(wanted.largest)}"
             return unavailable(
                 Code.PROFILE_RANGE, f"graph '{name}': input {wanted.name} is {list(shape)}, expected {allowed}"

@@ -9,7 +9,6 @@ Not run on hardware yet.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,13 +16,13 @@ import numpy as np
 
 from ..element_types import ElementType
 from ..session import NO_ROWS, Array, Feed, Rows, Shape, Value, wanted_outputs
-from ..unavailable import BackendUnavailable, Code, unavailable
+from ..unavailable import Code, unavailable
 from .contexts import EngineContexts, EngineRun
 from .cuda_device import CudaDevice
 from .device_rows import DeviceRows
 from .engine import LoadedEngine
 from .network import TENSORRT_DTYPES
-from .profile import InputRange, range_problem
+from .profile import engine_ranges, nearest_profile, range_problem
 from .session_memory import SessionMemory
 
 MAX_KNOWN_SHAPES = 4096  # sets of inputs' shapes for which profile and outputs' shapes are kept
@@ -51,10 +50,7 @@ class TensorRtSession:
         self.outputs = tuple(tensor for tensor in names if not is_input[tensor])
         self.types = {tensor: _type(engine, tensor) for tensor in names}
         # Of each optimisation profile the ranges of the inputs.
-        self.profiles = tuple(
-            tuple(_range(engine, tensor, profile) for tensor in self.inputs)
-            for profile in range(int(engine.num_optimization_profiles))
-        )
+        self.profiles = engine_ranges(engine, self.inputs)
         self._memory = SessionMemory(
             device, name, {tensor: self.types[tensor] for tensor in self.inputs},
             {tensor: self.types[tensor] for tensor in self.outputs},
@@ -126,16 +122,9 @@ class TensorRtSession:
             self._memory.close()
 
     def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
-        """The profile that allows the shapes and whose usual ones are nearest, in octaves over all axes."""
-        problems, fitting = list[BackendUnavailable](), dict[int, float]()
-        for profile, ranges in enumerate(self.profiles):
-            problem = range_problem(self._name, ranges, shapes)
-            if problem is None:
-                fitting[profile] = _distance(ranges, shapes)
-            else:
-                problems.append(problem)
-        if fitting:
-            return min(fitting, key=lambda profile: (fitting[profile], profile))
+        if (nearest := nearest_profile(self.profiles, shapes)) is not None:
+            return nearest
+        problems = [problem for one in self.profiles if (problem := range_problem(self._name, one, shapes))]
         if len(problems) == 1:
             raise problems[0].error()
         evidence = "; ".join(f"profile {index}: {problem.evidence}" for index, problem in enumerate(problems))
@@ -151,16 +140,6 @@ class TensorRtSession:
             every = self._contexts.all_shapes(profile, shapes)
             self._known_shapes[key] = profile, {name: every[name] for name in self.outputs}
         return self._known_shapes[key]
-
-
-def _range(engine: Any, name: str, profile: int) -> InputRange:
-    smallest, usual, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, profile))
-    return InputRange(name, smallest, usual, largest)
-
-
-def _distance(ranges: Sequence[InputRange], shapes: Mapping[str, Shape]) -> float:
-    pairs = [pair for one in ranges for pair in zip(one.usual, shapes[one.name], strict=True)]
-    return sum(abs(math.log2((size + 1) / (usual + 1))) for usual, size in pairs)
 
 
 def _type(engine: Any, name: str) -> ElementType:

@@ -6,7 +6,7 @@ from flamest.export.networks.preprocessing import blip_frames, clip_frames, keyf
 from flamest.export.weights.loading import open_clip
 from flamest.export.weights.source import parse_source
 from flamest.export.weights.video import VIDEO_WEIGHTS
-from flamest.runtime.backends.tensorrt.profile import input_ranges
+from flamest.runtime.backends.tensorrt.profile import profiles
 from flamest.runtime.bundle.graph_records import Graph
 
 
@@ -38,7 +38,7 @@ GRAPHS = {
 def test_every_graph_has_ranges_that_tensorrt_accepts(tiny_blip, tiny_slow, name):
     spec = GRAPHS[name](tiny_blip, tiny_slow)
     graph = Graph("x.onnx", 18, spec.inputs, spec.outputs, dict(spec.axes), "fp32", {})
-    ranges = input_ranges(graph)
+    ranges = profiles(graph)[-1].inputs
     assert [wanted.name for wanted in ranges] == [tensor.name for tensor in spec.inputs]
     for wanted, tensor in zip(ranges, spec.inputs, strict=True):
         for low, usual, high, size in zip(wanted.smallest, wanted.usual, wanted.largest, tensor.shape, strict=True):
@@ -48,9 +48,8 @@ def test_every_graph_has_ranges_that_tensorrt_accepts(tiny_blip, tiny_slow, name
 
 def test_the_mask_is_as_long_as_past_and_tokens_together(tiny_blip):
     spec = specs.text_spec(tiny_blip.model)
-    ranges = {
-        wanted.name: wanted for wanted in input_ranges(Graph("", 18, spec.inputs, (), dict(spec.axes), "fp32", {}))
-    }
+    graph = Graph("", 18, spec.inputs, (), dict(spec.axes), "fp32", {})
+    ranges = {wanted.name: wanted for wanted in profiles(graph)[-1].inputs}
     past, tokens, mask = ranges["past_key_00"], ranges["token_ids"], ranges["mask"]
     for side in ("smallest", "usual", "largest"):
         assert getattr(mask, side)[3] == getattr(past, side)[2] + getattr(tokens, side)[1]

@@ -10,7 +10,7 @@ import pytest
 import tensorrt as trt
 from flamest.base.errors import FlamestError
 from flamest.export.profiling import tensorrt_layers
-from flamest.export.profiling.tensorrt_layers import ProfiledRun, engine_layers, find_profile, parse_layers
+from flamest.export.profiling.tensorrt_layers import ProfiledRun, engine_layers, parse_layers
 from flamest.runtime.backends.tensorrt.engine import LoadedEngine
 from flamest.runtime.backends.tensorrt.package import TensorRtLog
 from tensorrt_fakes import Fakes
@@ -71,14 +71,6 @@ def test_an_input_without_elements_has_an_address_of_its_own(monkeypatch):
     with engine.open():
         (context,) = engine.fake.contexts
         assert len(set(context.addresses.values())) == 3
-
-
-def test_the_profile_that_is_tuned_for_the_shapes_is_chosen(monkeypatch):
-    engine = Profiled(monkeypatch)
-    assert find_profile(engine.fake.engine, {"frames": (1, 4), "past": (0, 2)}) == 0
-    assert find_profile(engine.fake.engine, {"frames": (4, 4), "past": (8, 2)}) == 1
-    assert find_profile(engine.fake.engine, {"frames": (16, 4), "past": (0, 2)}) == 1
-    assert find_profile(engine.fake.engine, {"frames": (17, 4), "past": (0, 2)}) is None
 
 
 def test_shapes_that_no_profile_has_are_an_error(monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 from flamest.base.errors import InvariantError
 from flamest.runtime.backends.tensorrt.profile import (
     InputRange,
-    input_ranges,
     largest_batch,
+    nearest_profile,
     profiles,
     range_problem,
     settled_options,
@@ -37,7 +37,7 @@ GRAPH = Graph(
 
 
 def test_every_input_has_its_smallest_usual_and_largest_shape():
-    assert input_ranges(GRAPH) == (
+    assert profiles(GRAPH)[-1].inputs == (
         InputRange("token_ids", (1, 1), (1, 1), (16, 64)),
         InputRange("mask", (1, 1, 1, 1), (1, 1, 1, 11), (16, 1, 64, 128)),
         InputRange("past_key_00", (1, 2, 0, 8), (1, 2, 10, 8), (16, 2, 64, 8)),
@@ -76,14 +76,21 @@ def test_the_largest_batch_follows_the_gpus_memory():
 def test_an_axis_without_a_range_is_an_error_that_names_it():
     graph = msgspec.structs.replace(GRAPH, axes={"batch": AxisRange(1, 1, 16)})
     with pytest.raises(InvariantError, match="token_ids: axis 'tokens' has no range"):
-        input_ranges(graph)
+        profiles(graph)
+
+
+def test_the_profile_that_is_tuned_nearest_to_the_shapes_is_chosen():
+    one = (InputRange("frames", (1, 4), (1, 4), (4, 4)), InputRange("past", (0, 2), (0, 2), (8, 2)))
+    many = (InputRange("frames", (1, 4), (8, 4), (16, 4)), InputRange("past", (0, 2), (8, 2), (8, 2)))
+    for frames, past, chosen in ((1, 0, 0), (4, 8, 1), (16, 0, 1), (17, 0, None)):
+        assert nearest_profile((one, many), {"frames": (frames, 4), "past": (past, 2)}) == chosen
 
 
 FITTING = {"token_ids": (2, 3), "mask": (2, 1, 3, 3), "past_key_00": (2, 2, 0, 8), "cross_key_00": (2, 2, 8, 577)}
 
 
 def test_shapes_at_the_bounds_are_inside():
-    ranges = input_ranges(GRAPH)
+    ranges = profiles(GRAPH)[-1].inputs
     assert range_problem("text", ranges, FITTING) is None
     assert range_problem("text", ranges, {wanted.name: wanted.smallest for wanted in ranges}) is None
     assert range_problem("text", ranges, {wanted.name: wanted.largest for wanted in ranges}) is None
@@ -94,7 +101,7 @@ def test_shapes_at_the_bounds_are_inside():
     [("token_ids", (17, 3)), ("token_ids", (2, 0)), ("token_ids", (2,)), ("cross_key_00", (2, 2, 8, 576))],
 )
 def test_a_shape_outside_the_range_names_the_range(name, shape):
-    reason = range_problem("text", input_ranges(GRAPH), {**FITTING, name: shape})
+    reason = range_problem("text", profiles(GRAPH)[-1].inputs, {**FITTING, name: shape})
     assert reason.code == "PROFILE_RANGE"
     assert f"graph 'text': input {name} is {list(shape)}, expected [" in reason.evidence
     assert dataclasses.asdict(reason)["fix"]
