@@ -136,8 +136,6 @@ def require_dry(request: GpuCheckRequest, facts: MachineFacts) -> None:
 def require_packages(facts: MachineFacts) -> None:
     """Raise an error for all that is missing to build engines and to run them, before a long export."""
     problems = list(build_problems(facts))
-    if not problems and "cuda-bindings" not in facts.versions:
-        problems.append(unavailable(Code.CUDA_BINDINGS, "the Python package cuda-bindings is not installed"))
     if problems:
         problems += _cuda_problems(facts)
         fixes = dict.fromkeys(problem.fix for problem in problems)
