@@ -9,9 +9,10 @@ import numpy as np
 
 
 def cast_bytes_first(model: Any) -> None:
-    """Let nothing but one Cast read each uint8 input of ``model``: TensorRT takes such an input for a cast alone.
+    """Let Cast alone read each uint8 input of ``model``, as TensorRT requires: its shape is asked of the cast value.
 
-    The exporter asks the input itself for its shape.
+    Cast and Shape are all that the exporter lets read such an input. A reader of another kind would stay, and
+    ``flamest-export check`` would report it (tensorrt_operators.py).
     """
     from onnx import TensorProto
 
