@@ -163,6 +163,17 @@ def text_feeds(spec, batch, tokens, past):
     return {"token_ids": ids, "positions": positions, "mask": mask, **caches}
 
 
+def test_the_text_graph_works_without_a_past_and_beyond_the_traced_sizes(tiny_bundle):
+    text = open_session(tiny_bundle / "text.onnx", threads=2)
+    spec = read_manifest(tiny_bundle).vlm.text
+    for batch, tokens, past in ((1, 1, 0), (1, 1, 1), (5, 22, 0), (1, 7, 19)):
+        out = text.run(text_feeds(spec, batch, tokens, past))
+        assert out["logits"].shape == (batch, 30_524)
+        assert out["hidden"].shape == (batch, tokens, 768)
+        assert out["present_key_00"].shape == (batch, 12, past, 64)
+        assert out["next_token"].tolist() == out["logits"].argmax(axis=-1).tolist()
+
+
 @pytest.mark.parametrize(("tokens", "past"), [(1, 19), (3, 7), (5, 2)])
 def test_the_present_is_the_last_positions_of_past_and_new(tiny_bundle, tokens, past):
     text = open_session(tiny_bundle / "text.onnx", threads=2)

@@ -63,35 +63,6 @@ def test_the_word_embedding_is_stored_once(models):
     assert [size for size in sizes if 30_524 in size and len(size) == 2] == [(30_524, 768)]
 
 
-def test_the_text_graph_works_without_a_past_and_beyond_the_traced_sizes(tiny_bundle):
-    text = open_session(tiny_bundle / "text.onnx", threads=2)
-    spec = read_manifest(tiny_bundle).vlm.text
-    generator = np.random.default_rng(0)
-
-    def feeds(batch, tokens, past):
-        shapes = {
-            "past": ((batch, spec.heads, past, spec.head_dim),) * 2,
-            "cross": ((batch, spec.heads, spec.head_dim, 37), (batch, spec.heads, 37, spec.head_dim)),
-        }
-        caches = {
-            f"{kind}_{part}_{layer:02d}": generator.standard_normal(shape, dtype=np.float32)
-            for kind, pair in shapes.items()
-            for part, shape in zip(("key", "value"), pair, strict=True)
-            for layer in range(spec.layers)
-        }
-        positions = np.broadcast_to(np.arange(past, past + tokens), (batch, tokens))
-        mask = np.zeros((batch, 1, tokens, past + tokens), np.float32)
-        ids = generator.integers(0, spec.vocabulary, (batch, tokens))
-        return {"token_ids": ids, "positions": np.ascontiguousarray(positions), "mask": mask, **caches}
-
-    for batch, tokens, past in ((1, 1, 0), (1, 1, 1), (5, 22, 0), (1, 7, 19)):
-        out = text.run(feeds(batch, tokens, past))
-        assert out["logits"].shape == (batch, 30_524)
-        assert out["hidden"].shape == (batch, tokens, 768)
-        assert out["present_key_00"].shape == (batch, 12, past, 64)
-        assert out["next_token"].tolist() == out["logits"].argmax(axis=-1).tolist()
-
-
 def test_a_masked_token_changes_nothing(tiny_bundle):
     text = open_session(tiny_bundle / "text.onnx", threads=2)
     spec = read_manifest(tiny_bundle).vlm.text

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -21,18 +19,6 @@ from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 from flamest.runtime.backends.tensorrt.session_memory import SessionMemory
 from flamest.runtime.bundle.graph_records import Tensor
 
-
-def _load_fake_cuda():
-    path = Path(__file__).parent / "tensorrt" / "fake_cuda.py"
-    spec = importlib.util.spec_from_file_location("flamest_tests_fake_cuda_ort", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_cuda = _load_fake_cuda()
-
 # What onnxruntime-gpu lists where there is no driver too.
 LISTED = ["TensorrtExecutionProvider", CUDA_PROVIDER, "CPUExecutionProvider"]
 
@@ -45,7 +31,7 @@ def text(toys, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def opened_device(monkeypatch):
+def opened_device(monkeypatch, fake_cuda):
     """The GPU that ``open`` finds, of Python."""
     device = CudaDevice(fake_cuda.FakeCuda(devices=3))
     monkeypatch.setattr(CudaDevice, "open", classmethod(lambda cls, *, number=0: device))
@@ -205,17 +191,11 @@ def test_errors_of_opening_have_their_codes(monkeypatch, text, evidence, code):
 
 
 @pytest.fixture
-def bound(monkeypatch, text):
+def bound(monkeypatch, text, fake_cuda):
     """The genuine IO binding, its device being the CPU and its memory that of a CUDA runtime of Python."""
     monkeypatch.setattr(OrtCudaSession, "kind", "cpu")
-    return bind(text)
-
-
-def bind(graph, number=0):
-    device = CudaDevice(fake_cuda.HostCuda(devices=2), number=number)
-    # ONNX Runtime's CPU has one device: the session's own number stays 0.
-    device.number = 0
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    device = CudaDevice(fake_cuda.HostCuda(devices=2))
+    session = onnxruntime.InferenceSession(str(text), providers=["CPUExecutionProvider"])
     tensors = [onnxruntime_cuda._tensors(side) for side in (session.get_inputs(), session.get_outputs())]
     types = [{one.name: ElementType.of(one.dtype) for one in side} for side in tensors]
     return OrtCudaSession(session, tuple(tensors), SessionMemory(device, "text", *types), "here")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import inspect
 import sys
 import threading
@@ -18,16 +17,6 @@ from flamest.runtime.backends.tensorrt.cuda_calls import CudaCalls, use_gpu
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 from flamest.runtime.backends.tensorrt.cuda_streams import EVENTS
 from flamest.runtime.backends.tensorrt.session_memory import SessionMemory
-
-
-@pytest.fixture(scope="module")
-def fake_cuda():
-    path = Path(__file__).with_name("fake_cuda.py")
-    spec = importlib.util.spec_from_file_location("flamest_tests_fake_cuda", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_call_of_the_stand_in_takes_what_the_genuine_one_takes(fake_cuda):

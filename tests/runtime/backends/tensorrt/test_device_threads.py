@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +17,8 @@ WIDTH, ROWS = 6000, 4
 
 
 @pytest.fixture
-def cuda():
-    path = Path(__file__).with_name("fake_cuda.py")
-    spec = importlib.util.spec_from_file_location("flamest_tests_fake_cuda_threads", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.FakeCuda(limit=64 << 20)
+def cuda(fake_cuda):
+    return fake_cuda.FakeCuda(limit=64 << 20)
 
 
 class Doubling:

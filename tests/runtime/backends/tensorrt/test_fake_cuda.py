@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 
 @pytest.fixture
-def cuda():
-    path = Path(__file__).with_name("fake_cuda.py")
-    spec = importlib.util.spec_from_file_location("flamest_tests_fake_cuda_rules", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.FakeCuda(devices=2)
+def cuda(fake_cuda):
+    return fake_cuda.FakeCuda(devices=2)
 
 
 def of(answer):
