@@ -151,6 +151,7 @@ def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:
             versions=versions(),
             notes=(*request.precision.notes, *context.notes),
             calibration=_calibration(request.precision, lowering.clips.calibration),
+            tf32=request.precision.by_default if request.target is None else request.target.options.tf32,
         )
         write_atomic(folder / MANIFEST_FILE, encode_manifest(manifest))
         int8 = "int8" in {graph.precision for graph in manifest.graphs.values()}

@@ -60,7 +60,7 @@ Tf32Option = Annotated[
         "--tf32/--no-tf32",
         rich_help_panel=ENGINES,
         help="Let float32 matmuls round their inputs to 10 bits (faster on Ampere and newer). "
-        "When not given only in an export without --precision.",
+        "When not given as the bundle was exported: only without --precision.",
     ),
 ]
 WorkspaceOption = Annotated[
@@ -141,15 +141,15 @@ class EngineFlags:
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
-    def options(self) -> EngineOptions:
-        """The manifest's record of them; raises UsageError for a value that is none."""
+    def options(self, *, tf32: bool = False) -> EngineOptions:
+        """The manifest's record of them; ``tf32`` where it is not given. Raises UsageError for a value that is none."""
         compat = self.hardware_compat
         if compat is not None and compat not in HARDWARE:
             raise UsageError(
                 f"--hardware-compat {compat}: expected one of {', '.join(HARDWARE)}",
                 fix="flamest-export --backend tensorrt --hardware-compat ampere+ --out DIR",
             )
-        given = self.given()
+        given = {"tf32": tf32, **self.given()}
         return EngineOptions(**{name: given[name] for name in EngineOptions.__struct_fields__ if name in given})
 
 

@@ -45,9 +45,10 @@ def engines(
     from ...runtime.bundle.signature import read_trusted_keys
     from ..engines import RequestedEngines, engines_command, supply_engines
 
-    options = flags.options()
+    flags.options()  # raises for a wrong value
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    open_manifest(bundle, trusted)  # before the machine: the folder may be no bundle
+    manifest, _ = open_manifest(bundle, trusted)  # before the machine: the folder may be no bundle
+    options = flags.options(tf32=manifest.tf32)
     requested = RequestedEngines(options, gather_facts(), flags.timing_cache, flags.plan_cache)
     typed = engines_command(bundle, options)
     fix = f"fix the problems above and re-run: {typed}; without engines the bundle runs on ONNX Runtime"

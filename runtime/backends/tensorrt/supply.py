@@ -73,7 +73,8 @@ class EngineResult:
 def local_build_options(manifest: Manifest, name: str) -> EngineOptions:
     """Options of engines that a node builds for itself: the exporter's where they change results, else the default."""
     engines = manifest.graphs[name].engines
-    return EngineOptions(tf32=engines[0].options.tf32) if engines else EngineOptions()
+    tf32 = engines[0].options.tf32 if engines else manifest.tf32
+    return EngineOptions(tf32=tf32 and name != "keyframes")
 
 
 def cached_engine(bundle: Bundle, name: str, target: BuildTarget, progress: Progress) -> CachedEngine:

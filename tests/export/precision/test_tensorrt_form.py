@@ -10,6 +10,7 @@ import pytest
 from flamest.export.bundle import ExportRequest, export_bundle
 from flamest.export.checks import check_bundle
 from flamest.export.cli.main import app
+from flamest.export.engine_options import EngineFlags
 from flamest.export.networks.extractors import EXTRACTORS
 from flamest.export.precision import trial
 from flamest.export.precision.choice import choose_precision
@@ -65,6 +66,14 @@ def test_without_a_precision_a_bundle_for_tensorrt_is_bf16(tmp_path):
     manifest = read_manifest(tmp_path / "bundle")
     assert manifest.graphs["cnn"].dtype_histogram.keys() >= {"bfloat16"}
     assert list(manifest.notes) == said["notes"]
+    assert manifest.tf32
+
+
+def test_engines_use_tf32_as_the_bundle_says_unless_told(int8):
+    assert not read_manifest(int8[0]).tf32
+    assert EngineFlags().options(tf32=True).tf32
+    assert not EngineFlags().options().tf32
+    assert not EngineFlags(tf32=False).options(tf32=True).tf32
 
 
 @pytest.mark.parametrize(("capability", "half"), [("", "bfloat16"), ("7.5", "float16")])

@@ -28,6 +28,7 @@ from flamest.runtime.backends.tensorrt.verdict import Verdict
 from flamest.runtime.backends.tensorrt.verdicts import verdict_key
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, GraphUse
+from flamest.runtime.bundle.manifest import Manifest, encode_manifest
 from flamest.runtime.bundle.opening import open_bundle
 
 FACTS = MachineFacts(
@@ -105,6 +106,16 @@ def test_graph_keyframes_is_never_built_with_tf32(toy_bundle, target):
     manifest = open_bundle(toy_bundle).manifest
     assert target.options.tf32
     assert {name for name in manifest.graphs if not target.key(manifest, name).options.tf32} == {"keyframes"}
+
+
+def test_a_nodes_engines_use_tf32_where_the_bundle_says_so(toy_bundle):
+    manifest = open_bundle(toy_bundle).manifest
+    assert not local_build_options(manifest, "cnn").tf32
+    default = msgspec.structs.replace(manifest, tf32=True)
+    assert local_build_options(default, "cnn").tf32
+    assert not local_build_options(default, "keyframes").tf32
+    assert msgspec.json.decode(encode_manifest(default), type=Manifest).tf32
+    assert default.fingerprint == manifest.fingerprint
 
 
 def test_an_engine_of_other_options_is_added_to_the_first(toy_bundle, target):
