@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ....base.files import sha256_bytes
+from ....base.errors import FlamestError
+from ....base.files import printable_path, sha256_bytes
 from ....base.progress import NoProgress
 from ...bundle.graph_records import EngineRecord
 from ...bundle.opening import Bundle
@@ -54,8 +55,18 @@ class TensorRtOpener:
             if not self._builds:
                 try_first_engine(device=self._facts.device)
                 self._builds = True
-        kept = cached_engine(self._bundle, name, target, NoProgress())
-        return self._open(kept.record, EngineOnDisk(name, target.cache.path(key), sha256_bytes(kept.data)))
+        path = target.cache.path(key)
+        try:
+            kept = cached_engine(self._bundle, name, target, NoProgress())
+            return self._open(kept.record, EngineOnDisk(name, path, sha256_bytes(kept.data)))
+        except FlamestError as error:
+            if error.code != Code.ENGINE_WRONG.value or not path.exists():
+                raise
+            fix = (
+                f"rm {printable_path(path)}: the next start builds it again; if it is wrong again, report it with the "
+                "evidence and run with --backend onnxruntime-cuda"
+            )
+            raise type(error)(error.message, fix=fix, code=error.code) from error
 
     def _open(self, record: EngineRecord, engine: EngineOnDisk) -> Session:
         name = engine.name

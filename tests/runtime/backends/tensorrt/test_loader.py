@@ -134,6 +134,24 @@ def test_a_wrong_engine_is_never_opened_and_not_compared_again(bundle, did, monk
     assert did[0][1].vocabulary == bundle.manifest.vlm.text.vocabulary
 
 
+def test_a_wrong_engine_that_was_built_here_names_the_file_to_remove(bundle, did, monkeypatch, tmp_path):
+    def build(bundle, name, target, progress):
+        key = target.key(bundle.manifest, name)
+        record = bundle.manifest.graphs["text"].engines[0]
+        target.cache.keep(key, record, PLAN)
+        return CachedEngine(record, PLAN)
+
+    wrong = Verdict(3, 5, cuda_graphs=False, closest="", seconds=1.0, wrong="output embedding: cosine 0.1")
+    monkeypatch.setattr(loader, "cached_engine", build)
+    monkeypatch.setattr(loader, "try_first_engine", lambda *, device: None)
+    monkeypatch.setattr(verdicts, "try_engine", lambda file, proof: wrong)
+    with pytest.raises(FlamestError) as caught:
+        TensorRtOpener(bundle, FACTS, lambda text: None).open_built("cnn")
+    assert caught.value.code == "ENGINE_WRONG"
+    (engine,) = (tmp_path / "cache" / "flamest" / "plans").glob("*.plan")
+    assert caught.value.fix.startswith(f"rm {engine}: the next start builds it again")
+
+
 def test_without_a_folder_for_verdicts_an_engine_is_compared_each_time(bundle, did, monkeypatch, tmp_path):
     (tmp_path / "cache" / "flamest" / "plans").mkdir(parents=True, mode=0o755)
     for _ in range(2):
