@@ -93,7 +93,7 @@ def warm_up(run: Callable[[], object], work_of_graphs: Callable[[], tuple[int, i
 
 
 def steady_part(done: Sequence[tuple[float, Any]], around: int, batch: int) -> tuple[list[Any], float]:
-    """What was made between the first and the last ``around`` results of ``done``, and how many of it a second.
+    """Units made between the first and the last ``around`` results of ``done``, and their number a second.
 
     ``done``: each result with the time at which it was there, in seconds. Results of a batch come at once: those at the
     beginning of the part are not counted in the speed, since their work was before.

@@ -49,7 +49,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Int8Settings:
-    """How a graph becomes int8."""
+    """The settings that turn a graph into int8."""
 
     form: Int8Form
     static: bool  # with scales of their own for activations; otherwise the weights of matmuls alone

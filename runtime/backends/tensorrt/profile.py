@@ -36,7 +36,7 @@ class InputRange:
     largest: Shape
 
     def allows(self, shape: Shape) -> bool:
-        """Whether ``shape`` has the same rank and lies between smallest and largest in every axis."""
+        """True if ``shape`` has the same rank and lies between smallest and largest in every axis."""
         return len(shape) == len(self.largest) and all(
             low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest, strict=True)
         )

@@ -61,7 +61,7 @@ class Engine:
         self.seen = set()
 
     def replayed(self, shapes):
-        """Whether the run was a replay: from the third of its shapes on."""
+        """True if the run was a replay: from the third of its shapes on."""
         return self.cuda_graphs and self.runs[shapes] > 2
 
     def compute(self, feeds):
@@ -266,7 +266,7 @@ def test_a_shape_that_no_graph_was_replayed_for_leaves_graphs_off(batch):
     assert f"none was replayed at the graph's sizes, batch {batch}" in verdict.remarks[0]
 
 
-def test_a_shape_beyond_a_sessions_graphs_is_replayed_in_a_session_of_its_own():
+def test_a_shape_beyond_a_sessions_graphs_is_replayed_in_its_own_session():
     class Few(Engine):
         def replayed(self, shapes):
             return super().replayed(shapes) and shapes in list(self.runs)[:2]

@@ -245,7 +245,7 @@ class Memory:
         return RIGHT
 
 
-def test_an_engine_that_could_not_be_compared_is_kept_and_only_compared_again(toy_bundle, target):
+def test_an_engine_that_was_not_compared_is_kept_and_compared_again(toy_bundle, target):
     crashing = Memory(0, Code.PLAN_REJECTED)
     failing = dataclasses.replace(target, build=crashing, judge=crashing.judge)
     bundle = open_bundle(toy_bundle)
