@@ -19,6 +19,7 @@ import numpy as np
 
 from ..base.errors import InvariantError
 from .backends.host_rows import HostRows
+from .backends.row_moves import Move, clear_rows, moves_of, put_rows
 from .backends.session import Rows, Value, shape_of
 from .pipeline_options import rounded_up
 from .vision_language import CrossAttentionCache, TokenIds, VisionLanguageModel
@@ -69,12 +70,11 @@ class CaptionBatch:
             raise InvariantError(f"{len(keys)} frames for {self.free} free places")
         if not self._cross:
             self._cross = rows_like(self._model, image.values, self.places)
-        for index, key in enumerate(keys, first):
-            place = self._rows.index(None)
-            for name, rows in self._cross.items():
-                rows.put(place, image.values[name], index)
-            for rows in self.past.values():
-                rows.clear(place)  # a masked NaN of the previous frame would still be a NaN
+        places = [place for place, row in enumerate(self._rows) if row is None][: len(keys)]
+        moves = moves_of((place, index) for index, place in enumerate(places, first))
+        put_rows(self._cross, image.values, moves)
+        clear_rows(self.past.values(), moves)  # a masked NaN of the previous frame would still be a NaN
+        for place, key in zip(places, keys, strict=True):
             self._rows[place] = _Row(key)
 
     def step(self) -> list[FinishedCaption]:
@@ -93,22 +93,22 @@ class CaptionBatch:
         self.past, self._next_past = self._next_past, self.past
         return list(self._take_tokens(chosen.tolist()))
 
-    def frame(self, place: int) -> CrossAttentionCache | None:
-        """The keys and values of one frame without a copy; None where they are not in host memory."""
+    def frame(self, place: int) -> CrossAttentionCache:
+        """The keys and values of one frame without a copy, where the text graph computes on the host."""
         values: dict[str, Value] = {}
         for name, rows in self._cross.items():
             if not isinstance(rows, HostRows):
-                return None
+                raise InvariantError(f"{name} is not in host memory")
             values[name] = rows.only(place)
         return CrossAttentionCache(values, 1)
 
-    def copy_frame(self, place: int, into: dict[str, Rows], row: int, *, rows: int) -> None:
-        """Copy the keys and values of a frame to ``row`` of ``into``, which has ``rows`` rows, or nothing yet."""
-        values = {name: own.first(place + 1) for name, own in self._cross.items()}
+    def copy_frames(self, places: Sequence[int], into: dict[str, Rows], row: int, *, rows: int) -> None:
+        """Copy the keys and values of frames to the rows from ``row`` on of ``into``, which has ``rows`` rows, or
+        nothing yet."""
+        values = {name: own.first(self.places) for name, own in self._cross.items()}
         if not into:
             into |= rows_like(self._model, values, rows)
-        for name, target in into.items():
-            target.put(row, values[name], place)
+        put_rows(into, values, moves_of(enumerate(places, row)))
 
     def cancel(self) -> None:
         """Drop all captions."""
@@ -139,8 +139,8 @@ class CaptionBatch:
         """Move captions from the last places to free ones, as far as that makes the step smaller."""
         while self._size(self.unfinished) < self._size(used := self._used()):
             gap = self._rows.index(None)
-            for rows in (*self._cross.values(), *self.past.values()):
-                rows.copy(gap, used - 1)
+            every = self._cross | self.past
+            put_rows(every, {name: rows.first(self.places) for name, rows in every.items()}, [Move(gap, used - 1, 1)])
             self._rows[gap], self._rows[used - 1] = self._rows[used - 1], None
 
 

@@ -7,7 +7,7 @@ the frames' keys and values are copied aside, so that their places are free at o
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,15 +38,20 @@ class CaptionEncoder:
         """Number of captions that wait for a run."""
         return len(self._waiting)
 
-    def encode(self, finished: FinishedCaption, token_ids: TokenIds) -> list[EncodedCaption]:
-        """Take a caption, with the ids to encode; return what has been encoded now."""
-        image = self._batch.frame(finished.place) if self._model.computes_on_host else None
-        if image is not None:
-            (vector,) = self._model.embed(image, [token_ids])
-            return [EncodedCaption(finished.key, vector)]
-        self._batch.copy_frame(finished.place, self._cross, len(self._waiting), rows=self._most)
-        self._waiting.append((finished.key, token_ids))
-        return self.run() if len(self._waiting) == self._most else []
+    def encode(self, finished: Sequence[tuple[FinishedCaption, TokenIds]]) -> list[EncodedCaption]:
+        """Take captions, each with the ids to encode; return what has been encoded now."""
+        if self._model.computes_on_host:
+            return [self._on_host(caption, token_ids) for caption, token_ids in finished]
+        encoded, left = list[EncodedCaption](), list(finished)
+        while left:
+            taken = left[: self._most - len(self._waiting)]
+            del left[: len(taken)]
+            places = [caption.place for caption, _ in taken]
+            self._batch.copy_frames(places, self._cross, len(self._waiting), rows=self._most)
+            self._waiting += [(caption.key, token_ids) for caption, token_ids in taken]
+            if len(self._waiting) == self._most:
+                encoded += self.run()
+        return encoded
 
     def run(self) -> list[EncodedCaption]:
         """Encode the captions that wait."""
@@ -63,3 +68,7 @@ class CaptionEncoder:
     def cancel(self) -> None:
         """Drop the captions that wait."""
         self._waiting.clear()
+
+    def _on_host(self, caption: FinishedCaption, token_ids: TokenIds) -> EncodedCaption:
+        (vector,) = self._model.embed(self._batch.frame(caption.place), [token_ids])
+        return EncodedCaption(caption.key, vector)

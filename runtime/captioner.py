@@ -160,9 +160,10 @@ class CaptionGenerator:
                 spent["caption"] += taken["caption"] / writing
         encoded: list[EncodedCaption] = []
         with timed(taken, "embed"):
-            for one in finished:
-                caption = self._captions[one.key] = self._tokenizer.caption(one.ids)
-                encoded += self._encoder.encode(one, self._tokenizer.retokenize(caption))
+            self._captions |= {one.key: self._tokenizer.caption(one.ids) for one in finished}
+            encoded += self._encoder.encode(
+                [(one, self._tokenizer.retokenize(self._captions[one.key])) for one in finished]
+            )
             if not self._batch.unfinished:
                 encoded += self._encoder.run()
         for each in encoded:

@@ -14,16 +14,18 @@ gets the block of its own name, whatever value was given.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ....base.errors import InvariantError
 from ..element_types import BFLOAT16, ElementType
 from ..session import Array, Feed, Rows, Shape, on_host
+from .cuda_calls import CudaCalls
 from .cuda_device import CudaDevice, DeviceValue, HeldBlock
 from .cuda_memory import Block
 from .cuda_streams import Stream
-from .device_rows import DeviceRows
+from .device_rows import Copy, DeviceRows, Span
 
 SMALL = 1 << 16  # bytes of an array that the session's stream copies
 
@@ -124,30 +126,37 @@ class SessionMemory:
         reads, writes = [one.block for one in inputs], [one.held.block for one in outputs]
         self.device.memory.used(mark, reads=reads, writes=writes)
 
-    def zero(self, block: Block, offset: int, size: int) -> None:
-        """Set bytes of a block to zero, in order on the stream."""
+    def zero(self, spans: Sequence[Span]) -> None:
+        """Set bytes to zero, in order on the stream."""
         with self.lock:
             self._check_open()
-            if not size:
-                return
-            self.device.calls.use()
-            self.device.memory.order(self.stream, writes=(block,))
-            self.device.calls("cudaMemsetAsync", block.pointer + offset, 0, size, self.stream.handle)
-            self.device.memory.used(self.stream.open_mark(), writes=(block,))
+            with self._work(writes=[span.block for span in spans]) as calls:
+                for block, offset, size in spans:
+                    if size:
+                        calls("cudaMemsetAsync", block.pointer + offset, 0, size, self.stream.handle)
 
-    def copy(self, to: Block, to_offset: int, source: Block, source_offset: int, size: int) -> None:
-        """Copy bytes on the device, in order on the stream. The two ranges do not overlap."""
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy bytes on the device, in order on the stream. The two ranges of a copy do not overlap."""
+        kind, handle = self.device.calls.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice, self.stream.handle
         with self.lock:
             self._check_open()
-            if not size:
-                return
-            calls, memory = self.device.calls, self.device.memory
-            calls.use()
-            memory.order(self.stream, reads=(source,), writes=(to,))
-            kind = calls.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-            addresses = (to.pointer + to_offset, source.pointer + source_offset)
-            calls("cudaMemcpyAsync", *addresses, size, kind, self.stream.handle)
-            memory.used(self.stream.open_mark(), reads=(source,), writes=(to,))
+            reads, writes = [one.source for one in copies], [one.to.block for one in copies]
+            with self._work(reads=reads, writes=writes) as calls:
+                for (block, offset, size), source, begin in copies:
+                    if size:
+                        calls("cudaMemcpyAsync", block.pointer + offset, source.pointer + begin, size, kind, handle)
+
+    @contextmanager
+    def _work(self, *, writes: Iterable[Block], reads: Iterable[Block] = ()) -> Iterator[CudaCalls]:
+        """For work on the stream that uses the blocks: it waits for earlier uses, and is recorded as one itself."""
+        memory = self.device.memory
+        reads, writes = dict.fromkeys(reads), dict.fromkeys(writes)
+        self.device.calls.use()
+        memory.order(self.stream, reads=reads, writes=writes)
+        try:
+            yield self.device.calls
+        finally:  # after a failure too: a part of it may be on the stream
+            memory.used(self.stream.open_mark(), reads=reads, writes=writes)
 
     def close(self) -> None:
         """Wait for all work and give everything back; values and rows that are still held stay valid."""

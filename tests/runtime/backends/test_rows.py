@@ -5,6 +5,7 @@ import pytest
 from flamest.base.errors import GraphError
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.openvino_cpu import OpenVinoSession
+from flamest.runtime.backends.row_moves import Move, clear_rows, moves_of, put_rows
 from onnx import TensorProto, helper
 
 
@@ -53,6 +54,16 @@ def test_rows_are_put_copied_and_cleared_one_by_one(shifting):
     rows.clear(2)
     assert rows.shape == (3, 2)
     np.testing.assert_array_equal(rows.first(3).numpy(), [[3, 4], [1, 2], [0, 0]])
+
+
+def test_neighbours_are_one_move_and_each_row_arrives(shifting):
+    moves = moves_of([(0, 1), (1, 2), (3, 3), (2, 0)])
+    assert moves == [Move(0, 1, 2), Move(3, 3, 1), Move(2, 0, 1)]
+    rows = {"past": shifting.rows("past", (5, 2))}
+    put_rows(rows, {"past": shifting.value(np.arange(8, dtype=np.float32).reshape(4, 2))}, moves)
+    np.testing.assert_array_equal(rows["past"].first(5).numpy(), [[2, 3], [4, 5], [0, 1], [6, 7], [0, 0]])
+    clear_rows(rows.values(), moves[:1])
+    np.testing.assert_array_equal(rows["past"].first(4).numpy(), [[0, 0], [0, 0], [0, 1], [6, 7]])
 
 
 def test_a_value_over_rows_sees_what_is_changed_later(shifting):

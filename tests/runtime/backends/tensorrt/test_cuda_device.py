@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.base.errors import FlamestError
+from flamest.base.errors import FlamestError, InvariantError
 from flamest.runtime.backends.element_types import ElementType
+from flamest.runtime.backends.row_moves import clear_rows, moves_of, put_rows
 from flamest.runtime.backends.tensorrt import cuda_calls, cuda_device
 from flamest.runtime.backends.tensorrt.cuda_calls import CudaCalls, use_gpu
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 from flamest.runtime.backends.tensorrt.cuda_streams import EVENTS
+from flamest.runtime.backends.tensorrt.device_rows import Copy, Span
 from flamest.runtime.backends.tensorrt.session_memory import SessionMemory
 
 
@@ -161,6 +163,27 @@ def test_many_copies_of_rows_share_one_event(uses):
     assert uses.cuda.calls.count("cudaEventRecord") == 2  # of the rows, and of the copy to the host
 
 
+def test_neighbouring_rows_of_many_tensors_change_together(uses):
+    rows = {name: uses.memory.rows("x", (8, 3)) for name in ("one", "other")}
+    values = {name: uses.value(np.arange(12, dtype=np.float32).reshape(4, 3) + 1) for name in rows}
+    uses.cuda.calls.clear()
+    put_rows(rows, values, moves_of([(2, 0), (3, 1), (4, 2), (7, 3)]))
+    clear_rows(rows.values(), moves_of([(3, 1), (4, 2)]))
+    assert uses.cuda.calls.count("cudaMemcpyAsync") == 4  # three rows, and one, of each
+    assert uses.cuda.calls.count("cudaMemsetAsync") == 2
+    assert uses.cuda.calls.count("cudaSetDevice") == 2
+    for one in rows.values():
+        found = one.first(8).numpy()
+        np.testing.assert_array_equal(found[[2, 7]], [[1, 2, 3], [10, 11, 12]])
+        assert not found[[0, 1, 3, 4, 5, 6]].any()
+
+
+def test_rows_of_two_sessions_do_not_change_together(uses):
+    rows = {"one": uses.memory.rows("x", (8, 3)), "other": Uses(uses.device).memory.rows("x", (8, 3))}
+    with pytest.raises(InvariantError, match="two sessions"):
+        clear_rows(rows.values(), moves_of([(0, 0)]))
+
+
 class HeldCalls(CudaCalls):
     """CUDA's calls; the thread ``held`` is kept from going on after it has recorded an event, until ``go`` is set."""
 
@@ -199,15 +222,17 @@ def test_a_mark_taken_while_another_is_recorded_covers_its_work(fake_cuda):
     text.stream.lock = TellingLock(calls.go.set)
     target, images = text.take("rows", 1024), [vision.take("image", 1024) for _ in range(2)]
     for image in images:
-        vision.zero(image, 0, 512)
-    text.copy(target, 0, images[0], 0, 512)
-    calls.held = threading.Thread(target=vision.zero, args=(images[0], 0, 512))  # waits for the copy, which it records
+        vision.zero([Span(image, 0, 512)])
+    text.copy([Copy(Span(target, 0, 512), images[0], 0)])
+    calls.held = threading.Thread(
+        target=vision.zero, args=([Span(images[0], 0, 512)],)
+    )  # waits for the copy, which it records
     calls.held.start()
     assert calls.recorded.wait(60)
-    text.copy(target, 512, images[1], 0, 512)  # after the event
+    text.copy([Copy(Span(target, 512, 512), images[1], 0)])  # after the event
     calls.go.set()
     calls.held.join(60)
-    vision.zero(images[1], 0, 512)  # the stand-in refuses it, if it does not wait for the second copy
+    vision.zero([Span(images[1], 0, 512)])  # the stand-in refuses it, if it does not wait for the second copy
     cuda.finish()
 
 

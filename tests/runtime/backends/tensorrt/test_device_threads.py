@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from flamest.runtime.backends.element_types import ElementType
+from flamest.runtime.backends.row_moves import moves_of, put_rows
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 from flamest.runtime.backends.tensorrt.session_memory import SessionMemory
 
@@ -98,6 +99,14 @@ class Worker:
         self.rows.copy(row, source)
         self.shadow[row] = self.shadow[source]
 
+    def put_several(self):
+        fitting = [pair for pair in self.held if pair[1].shape[1] == WIDTH]
+        if fitting:
+            value, array = self.rng.choice(fitting)
+            places = sorted(self.rng.sample(range(ROWS), len(array)))
+            put_rows({"x": self.rows}, {"x": value}, moves_of(zip(places, range(len(array)), strict=True)))
+            self.shadow[places] = array
+
     def run_rows(self):
         into = {"y": self.out} if self.rng.random() < 0.5 else {}
         np.testing.assert_array_equal(self.any_session().run(self.rows.first(3), into).numpy(), self.shadow[:3] * 2)
@@ -111,7 +120,7 @@ class Worker:
         self.device.memory.trim()
 
     def work(self, steps):
-        usual = [self.value, self.run, self.put, self.clear, self.copy, self.run_rows, self.check]
+        usual = [self.value, self.run, self.put, self.put_several, self.clear, self.copy, self.run_rows, self.check]
         for step in range(steps):
             (self.trim if step % 60 == 59 else self.rng.choice(usual))()
             del self.held[:-5]
