@@ -139,7 +139,7 @@ class InputSource:
 def draw_mask(shape: Shape, *, past: int) -> npt.NDArray[np.float32]:
     """Attention scores to add, float32 [rows, 1, tokens or 1, past + tokens]: 0 keeps, MASKED_SCORE drops.
 
-    In turns: a whole past and one that begins later (a caption's window); tokens that see all others and tokens that
+    Alternately: a whole past and one that begins later (a caption's window); tokens that see all others and tokens that
     see earlier ones only; all tokens real and the last ones padding. A token sees itself.
     """
     rows, _, queries, columns = shape

@@ -49,7 +49,7 @@ class RightResult:
 
     @functools.cached_property
     def differ(self) -> bool:
-        """Two rows differ by more than rounding: an engine that mixes rows up can be told from a right one."""
+        """Two rows differ by more than rounding: such rows show an engine that mixes rows up."""
         return bool(self.apart.max() > CONSTANT * np.sqrt(self.squares.max()))
 
 
