@@ -21,7 +21,7 @@ from .engine import MAX_TRUSTED_BYTES
 from .verdict import Verdict
 
 RECORD, ENGINE, TIMINGS, VERDICT = ".json", ".plan", ".timings", ".verdict"
-VERDICT_FORM = 1  # of the comparison; a stricter one has another, and verdicts of this one do not count
+VERDICT_FORM = 2  # of the comparison; a stricter one has another, and verdicts of this one do not count
 MAX_VERDICT_BYTES = 1 << 20
 
 

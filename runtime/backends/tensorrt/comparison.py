@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ....base.errors import FlamestError
 from ...bundle.graph_records import EngineOptions, Graph
-from ..bf16_emulation import emulate_bf16
+from ..bf16_emulation import emulate_bf16, emulate_fp16
 from ..onnxruntime_cpu import open_session
 from ..session import Array, Feed, Rows, Session, Shape, Value
 from ..unavailable import Code, unavailable
@@ -33,6 +33,7 @@ PLAIN_VISITS = 2  # of each shape, two runs and one
 # With CUDA graphs: the second run is captured and the third replays it where its results get the same addresses, which
 # may alternate.
 FEWEST_GRAPH_RUNS, MOST_GRAPH_RUNS, MOST_LONE_RUNS = 4, 8, 16
+EMULATED = {"bfloat16": emulate_bf16, "float16": emulate_fp16}
 IN_ROWS = ("past_", "cross_")  # inputs that a caption keeps where the session computes
 
 OpenEngine = Callable[[bool], Session]  # argument: with CUDA graphs
@@ -159,8 +160,9 @@ def _expected_results(subject: ComparedGraph) -> list[Expected]:
 
 
 def open_reference(graph: Graph, model: bytes) -> Session:
-    """The graph on ONNX Runtime's CPU provider; bf16 is emulated."""
-    return open_session(emulate_bf16(model) if "bfloat16" in graph.dtype_histogram else model, shown=graph.file)
+    """The graph on ONNX Runtime's CPU provider; half precision is emulated in fp32."""
+    emulate = next((how for half, how in EMULATED.items() if half in graph.dtype_histogram), None)
+    return open_session(model if emulate is None else emulate(model), shown=graph.file)
 
 
 def _affordable_rows(session: Session, graph: Graph, setting: Setting | None = None, vocabulary: int = 1) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.base.errors import FlamestError
+from flamest.runtime.backends.bf16_emulation import emulate_fp16
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.session import on_host
 from flamest.runtime.backends.tensorrt.cache import VerdictKey, open_cache
@@ -288,6 +289,28 @@ def test_a_lack_of_memory_with_cuda_graphs_is_no_verdict_to_keep(tmp_path):
     cache, key = open_cache(tmp_path / "cache"), VerdictKey("a", "b", "11", "13", "580", "GPU", "9.0")
     keep_verdict(cache, key, verdict)
     assert cache.verdict(key) is None
+
+
+def test_a_half_precision_reference_has_no_half_precision_arithmetic():
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weights = (random.standard_normal((256, 8)) / 4).astype(np.float16)
+    sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["batch", width])]
+             for name, width in (("x", 256), ("y", 8))]  # fmt: skip
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", *sides, [numpy_helper.from_array(weights, "w")])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    emulated = emulate_fp16(made.SerializeToString())
+    onnx.checker.check_model(emulated, full_check=True)
+    left = onnx.load_from_string(emulated).graph
+    assert {tensor.data_type for tensor in left.initializer} == {TensorProto.FLOAT}
+    x = random.standard_normal((3, 256)).astype(np.float16)
+    found = open_session(emulated).run({"x": x})["y"]
+    assert found.dtype == np.float16
+    right = (x.astype(np.float64) @ weights.astype(np.float64)).astype(np.float16)
+    assert np.abs(found - right).max() <= np.spacing(np.abs(right).max())
 
 
 @pytest.mark.parametrize("graph", MAKERS)
