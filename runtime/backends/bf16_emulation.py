@@ -1,8 +1,8 @@
 """Half precision on a processor that does not compute in it: fp32, rounded to bf16 or fp16 after every operator.
 
 ONNX Runtime's CPU provider has no bf16 arithmetic, but it can cast. Hardware does the same, up to the order of sums:
-half operands, fp32 accumulation, one rounding. It has some fp16 arithmetic, whose sums and speed differ from one release
-and processor to the next: a reference does not depend on them.
+half operands, fp32 accumulation, one rounding. It has fp16 arithmetic, whose sums and speed differ between releases and
+processors: a reference does not depend on them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from flamest.base.errors import FlamestError
 from flamest.runtime.backends.bf16_emulation import emulate_fp16
 from flamest.runtime.backends.onnxruntime_cpu import open_session
 from flamest.runtime.backends.session import on_host
-from flamest.runtime.backends.tensorrt.cache import VerdictKey, open_cache
+from flamest.runtime.backends.tensorrt import comparison
+from flamest.runtime.backends.tensorrt.cache import VERDICT_FORM, VerdictKey, open_cache
 from flamest.runtime.backends.tensorrt.comparison import ComparedGraph, compare_engine
 from flamest.runtime.backends.tensorrt.comparison_inputs import compared_settings
 from flamest.runtime.backends.tensorrt.profile import graph_uses
@@ -289,6 +291,15 @@ def test_a_lack_of_memory_with_cuda_graphs_is_no_verdict_to_keep(tmp_path):
     cache, key = open_cache(tmp_path / "cache"), VerdictKey("a", "b", "11", "13", "580", "GPU", "9.0")
     keep_verdict(cache, key, verdict)
     assert cache.verdict(key) is None
+
+
+def test_a_changed_comparison_has_another_verdict_form():
+    """Verdicts are kept. Where a change makes the comparison stricter raise VERDICT_FORM; then write the hash here."""
+    folder = Path(comparison.__file__).parent
+    files = [folder / name for name in ("comparison.py", "comparison_inputs.py", "comparison_judge.py")]
+    files += [folder.parent / "bf16_emulation.py", folder.parents[1] / "bundle" / "limits.py"]
+    found = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    assert (VERDICT_FORM, found) == (2, "4544b2166e69664c")
 
 
 def test_a_half_precision_reference_has_no_half_precision_arithmetic():
