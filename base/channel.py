@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import FlamestError
+from .errors import FlamestError, error_of_kind
 
 HEADER = struct.Struct("<IQ")
 MAX_JSON_BYTES = 1 << 20  # bytes
@@ -35,13 +35,15 @@ class Failed(Message, frozen=True):
     code: str
     message: str
     fix: str
+    kind: str = "FlamestError"  # its class
 
     @classmethod
     def of(cls, error: FlamestError) -> Failed:
-        return cls(error.code, error.message, error.fix)
+        return cls(error.code, error.message, error.fix, type(error).__name__)
 
     def error(self) -> FlamestError:
-        return FlamestError(self.message, fix=self.fix, code=self.code)
+        """The error, of the same class, so that a command ends with the same status."""
+        return error_of_kind(self.kind, self.message, fix=self.fix, code=self.code)
 
 
 class Output:

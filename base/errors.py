@@ -69,6 +69,17 @@ def _rebuild(kind: type[FlamestError], fields: dict[str, Any]) -> FlamestError:
     return error
 
 
+def error_of_kind(kind: str, message: str, *, fix: str, code: str) -> FlamestError:
+    """Make an error of the class called ``kind``, whatever its constructor takes; FlamestError where there is none."""
+    kinds = [FlamestError]
+    for each in kinds:  # grows meanwhile
+        kinds += each.__subclasses__()
+    found = next((each for each in kinds if each.__name__ == kind), FlamestError)
+    error = found.__new__(found, message)
+    FlamestError.__init__(error, message, fix=fix, code=code)
+    return error
+
+
 class UsageError(FlamestError):
     exit_code = 2
     code = "usage"

@@ -1,12 +1,13 @@
 """Several devices by a worker process each. Clips are handed out one by one; results come back here, in any order.
 
-A worker that ends (killed, a CUDA error, no memory) costs no clip. The clips that it held go to the others and to its
-successor, each as a suspect: a worker never holds two suspects, so that a second end names the clip that both have in
-common. That clip has failed. A worker that ends again and again without a result is not started any more.
+A worker that ends (killed, a CUDA error, no memory) costs no clip. The clips that it held are suspects then. A suspect
+runs alone in a worker, its successor or another that has nothing left, so that a second end names one clip: that one
+has failed. A worker that ends again and again without a result is not started any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import time
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..base.channel import Failed, ready_channels
 from ..base.child_process import ChildEnded, ChildProcess
-from ..base.errors import DataError, SettingsError
+from ..base.errors import DataError, FlamestError, SettingsError
 from ..base.files import Stopped, printable_path
 from .backends.opening import GraphPlacement
 from .clip_records import Caption, Clip, ClipFeatures, WorkerCrash
@@ -32,17 +33,18 @@ from .worker_messages import (
     ClipFailed,
     ExtractClip,
     Notice,
-    Opened,
     Setup,
     WorkerAnswer,
+    WorkerOpened,
     WorkerSetup,
 )
 
 PROGRAM = "flamest.runtime.worker_process"
 CRASH_CODE = "worker_crashed"
 MOST_ATTEMPTS = 2  # of one clip
-MOST_STARTS = 3  # of a worker that finishes nothing
+MOST_RESTARTS = 5  # of a worker that finishes nothing: a clip that ends workers takes two
 SILENT_S = 1200.0  # a worker that has clips and says nothing for so long hangs: a clip takes 2 × 120 s, a run 360 s
+OPENING_S = 7200.0  # the same while it opens its networks: an engine for a graph is built, then compared for 1800 s
 _AHEAD = 8  # clips that a worker has in addition to those that it works on
 _MOST_MESSAGES = 32  # of one worker that are taken before clips are handed out again
 _POLL_S = 0.2
@@ -65,19 +67,26 @@ class _Worker:
     device: Device
     setup: WorkerSetup
     process: ChildProcess
-    opened: Opened | None = None
+    opened: WorkerOpened | None = None
     held: dict[int, _Task] = field(default_factory=dict)
-    starts: int = 1  # since it last finished a clip
+    restarts: int = 0  # since a clip was last finished
     heard: float = field(default_factory=time.monotonic)
     peak_mb: float = 0.0
 
     @property
     def room(self) -> int:
-        return self.opened.in_work + _AHEAD - len(self.held) if self.opened is not None else 0
+        """Clips that it can be given now: none next to a suspect."""
+        if self.opened is None or any(task.suspect for task in self.held.values()):
+            return 0
+        return self.opened.in_work + _AHEAD - len(self.held)
 
     @property
-    def has_suspect(self) -> bool:
-        return any(task.suspect for task in self.held.values())
+    def hangs(self) -> str:
+        """The thing that it did not do in time; empty while it still may."""
+        silent = time.monotonic() - self.heard
+        if self.opened is None:
+            return f"did not open its networks within {OPENING_S:g} s" if silent > OPENING_S else ""
+        return f"gave no result for {SILENT_S:g} s" if self.held and silent > SILENT_S else ""
 
 
 class DeviceWorkers:
@@ -87,7 +96,7 @@ class DeviceWorkers:
         self._notice = notice
         self._workers: list[_Worker] = []
         self._suspects: deque[_Task] = deque()
-        self._last_error: DataError | SettingsError | None = None
+        self._last_error: FlamestError | None = None
         self.placements: dict[str, GraphPlacement] = {}  # by graph, of the first worker
         self.pipeline: dict[str, PipelineSizes] = {}  # by device; two CPU workers have the same
         self.crashes: list[WorkerCrash] = []
@@ -102,7 +111,8 @@ class DeviceWorkers:
     ) -> DeviceWorkers:
         """Start a worker for each entry: the first one alone, since what it builds is there for the others.
 
-        Raises SettingsError when a worker cannot open the bundle's networks; Stopped.
+        Raises the error of a worker that cannot open the bundle's networks, as ``open_extractor`` would; SettingsError
+        for one that ends by itself or does not start; Stopped.
         """
         workers = cls(notice)
         try:
@@ -126,7 +136,7 @@ class DeviceWorkers:
         return [worker.process for worker in self._workers]
 
     @property
-    def decoder_peak_mb(self) -> float:
+    def peak_mb(self) -> float:
         """Largest resident memory of the workers and their decoders so far, MB."""
         return sum(worker.peak_mb for worker in self._workers)
 
@@ -143,9 +153,17 @@ class DeviceWorkers:
                 return
             if not self._workers:
                 raise self._last_error or _none_left_error()
-            found = list(self._receive(_POLL_S if exhausted or not self._room() else 0.0))
+            found: list[ExtractionResult] = []
+            failure: Exception | None = None
+            try:
+                for result in self._receive(_POLL_S if exhausted or not self._room() else 0.0):
+                    found.append(result)
+            except Exception as error:  # raised after what was there before it
+                failure = error
             for number, result in enumerate(found, 1):
                 yield replace(result, more=number < len(found))
+            if failure is not None:
+                raise failure
             if found:
                 until = None
             elif stop():
@@ -164,22 +182,28 @@ class DeviceWorkers:
         return any(worker.room > 0 for worker in self._workers)
 
     def _hand_out(self, tasks: Iterator[_Task]) -> bool:
-        """Give a clip to each worker that has room, the least busy first; True when there are no new ones."""
+        """Give a clip to each worker that has room, the least busy first; True when there are no new ones.
+
+        A worker that holds nothing takes a suspect. The others get new clips, and with the last of those they run
+        empty: then all of them take suspects.
+        """
+        exhausted = False
         for worker in sorted(self._workers, key=lambda worker: -worker.room):
             if worker.room <= 0:
                 continue
-            if self._suspects and not worker.has_suspect:
+            if self._suspects and not worker.held:
                 task = self._suspects.popleft()
-            elif (new := next(tasks, None)) is not None:
-                task = new
+            elif exhausted or (new := next(tasks, None)) is None:
+                exhausted = True
+                continue
             else:
-                return True
+                task = new
             if not worker.held:
                 worker.heard = time.monotonic()
             worker.held[task.number] = task
             text = os.fsencode(task.clip.path).decode("latin-1")
             worker.process.send(ExtractClip(task.number, text, task.clip.sha256))
-        return False
+        return exhausted
 
     def _receive(self, timeout_s: float) -> Iterator[ExtractionResult]:
         """Take what the workers have to say, a few messages of each; yield the outcomes of clips."""
@@ -188,9 +212,9 @@ class DeviceWorkers:
             for worker in tuple(self._workers):
                 if worker.process.channel in ready:
                     yield from self._take(worker)
-                elif worker.held and time.monotonic() - worker.heard > SILENT_S:
+                elif reason := worker.hangs:
                     worker.process.kill()
-                    yield from self._replace(worker, f"gave no result for {SILENT_S:g} s")
+                    yield from self._replace(worker, reason)
             if not ready:
                 return
 
@@ -205,22 +229,22 @@ class DeviceWorkers:
         worker.heard = time.monotonic()
         if isinstance(answer, Notice):
             self._notice(answer.text)
-        elif isinstance(answer, Opened):
+        elif isinstance(answer, WorkerOpened):
             worker.opened = answer
             self._note_opened(worker.device, answer)
         elif isinstance(answer, Failed):
-            self._last_error = SettingsError(answer.message, fix=answer.fix, code=answer.code)
+            self._last_error = answer.error()
             worker.process.close()
             yield from self._replace(worker, f"{answer.code}: {answer.message}")
         elif (task := worker.held.pop(answer.number, None)) is not None:
-            worker.starts = 0
+            worker.restarts = 0
             if isinstance(answer, ClipDone):
                 worker.peak_mb = max(worker.peak_mb, answer.peak_mb)
                 yield ExtractionResult(task.clip, _features(answer, payload))
             else:
                 yield ExtractionResult(task.clip, None, _error(answer))
 
-    def _note_opened(self, device: Device, opened: Opened) -> None:
+    def _note_opened(self, device: Device, opened: WorkerOpened) -> None:
         self.pipeline[str(device)] = PipelineSizes(opened.readers, opened.batch, opened.captions)
         for each in opened.placements:
             placement = GraphPlacement(each.graph, each.backend, each.where, each.precision, ())
@@ -236,10 +260,18 @@ class DeviceWorkers:
                 self._suspects.append(task)
             else:
                 yield ExtractionResult(task.clip, None, _crash_error(task, worker.device, reason))
-        if worker.opened is not None and worker.starts < MOST_STARTS:
+        if worker.opened is not None and worker.restarts < MOST_RESTARTS:
+            self._restart(worker)
+
+    def _restart(self, worker: _Worker) -> None:
+        try:
             again = _start(worker.device, worker.setup)
-            again.starts, again.peak_mb = worker.starts + 1, worker.peak_mb
-            self._workers.append(again)
+        except SettingsError as error:  # the other workers go on
+            self._last_error = error
+            self.crashes.append(WorkerCrash(str(worker.device), error.message, 0))
+            return
+        again.restarts, again.peak_mb = worker.restarts + 1, worker.peak_mb
+        self._workers.append(again)
 
 
 def _start(device: Device, setup: WorkerSetup) -> _Worker:
@@ -251,7 +283,8 @@ def _start(device: Device, setup: WorkerSetup) -> _Worker:
             fix="free memory and processes, or leave --device out to run in one process",
             code=CRASH_CODE,
         ) from ended
-    process.channel.send(Setup(), pickle.dumps(setup))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended: ``receive`` says how
+        process.channel.send(Setup(), pickle.dumps(setup))
     return _Worker(device, setup, process)
 
 

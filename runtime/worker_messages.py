@@ -46,7 +46,7 @@ class Placement(Message, frozen=True):
     precision: str
 
 
-class Opened(Message, frozen=True):
+class WorkerOpened(Message, frozen=True):
     """The networks are open."""
 
     placements: tuple[Placement, ...]
@@ -85,5 +85,5 @@ class ClipFailed(Message, frozen=True):
     fix: str
 
 
-WorkerAnswer = Opened | Notice | ClipDone | ClipFailed | Failed
+WorkerAnswer = WorkerOpened | Notice | ClipDone | ClipFailed | Failed
 LARGEST_PAYLOAD = 4 << 20  # bytes; two vectors of at most 65,536 values

@@ -23,7 +23,7 @@ from ..base.process import no_core_dumps, peak_resident_kb
 from .backends.opening import OpeningOptions, machine_facts
 from .clip_records import Clip
 from .extractor import ExtractionResult, Extractor, open_extractor
-from .worker_messages import ClipDone, ClipFailed, ExtractClip, Notice, Opened, Placement, Setup, WorkerSetup
+from .worker_messages import ClipDone, ClipFailed, ExtractClip, Notice, Placement, Setup, WorkerOpened, WorkerSetup
 
 SETUP_BYTES = 1 << 20  # bytes
 
@@ -59,7 +59,7 @@ def _open(setup: WorkerSetup, parent: Channel) -> Extractor:
         Placement(each.graph, each.backend, each.where, each.precision) for each in extractor.placements.values()
     )
     sizes = extractor.sizes
-    parent.send(Opened(placements, sizes.readers, sizes.batch, sizes.captions, extractor.most_in_work))
+    parent.send(WorkerOpened(placements, sizes.readers, sizes.batch, sizes.captions, extractor.most_in_work))
     return extractor
 
 

@@ -234,7 +234,7 @@ def _show(report: ExtractReport, store: Path) -> None:
         Console().print(table)
     say(f"peak memory: {report.peak_mb:.0f} MB")
     for crash in report.crashes:
-        say(f"the worker for {crash.device} ended ({crash.reason}); others took its {crash.clips} clips")
+        say(f"the worker for {crash.device} ended ({crash.reason}); {crash.clips} clips were in work")
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:

@@ -52,6 +52,13 @@ def share_of(pipeline: PipelineOptions, workers: int) -> PipelineOptions:
     return replace(pipeline, readers=readers, workers=workers)
 
 
+def chosen_facts(request: ExtractRequest) -> MachineFacts | None:
+    """The facts that the networks are opened with where the request names CPUs alone; None, this machine's, else."""
+    if set(request.device.replace(",", " ").split()) == {str(CPU[0])}:
+        return without_gpu(machine_facts())
+    return None
+
+
 def without_gpu(facts: MachineFacts) -> MachineFacts:
     """The facts of a machine whose GPUs are not to be used."""
     return replace(facts, gpu=None, gpus=(), driver_problem="--device cpu: no GPU is to be used")

@@ -21,13 +21,13 @@ from ...base.files import FileStamp, Stopped, printable_path
 from ...base.process import peak_resident_kb
 from ...runtime.autotune.measurements import Choice
 from ...runtime.autotune.selection import AutotuneRequest
-from ...runtime.backends.opening import GraphPlacement, OpeningOptions, effective_precision, machine_facts
+from ...runtime.backends.opening import GraphPlacement, OpeningOptions, effective_precision
 from ...runtime.bundle.opening import open_manifest
 from ...runtime.clip_records import Clip, WorkerCrash
 from ...runtime.device_workers import DeviceWorkers
 from ...runtime.extractor import ExtractionResult, Extractor, open_extractor
 from ...runtime.pipeline_options import PipelineSizes
-from .chosen_devices import without_gpu, worker_setups
+from .chosen_devices import chosen_facts, worker_setups
 from .clips import ClipFolder, FoundClip, check_videos_folder, scan_clips
 from .precision_policy import AutotuneSettings, PrecisionPolicy
 from .report import (
@@ -174,7 +174,11 @@ class _Extraction:
         """Choose how the networks are opened; ``clips`` may be used to measure."""
         request = self._request
         autotune = AutotuneRequest(
-            request.bundle, threads=request.threads, limits=request.limits, trusted=request.trusted
+            request.bundle,
+            threads=request.threads,
+            limits=request.limits,
+            trusted=request.trusted,
+            facts=chosen_facts(request),
         )
         backend_options, self.choice = self._precision_policy.resolve(
             AutotuneSettings(autotune, self._notice, stop), clips
@@ -307,6 +311,8 @@ class _Extraction:
     @property
     def peak_mb(self) -> float:
         own = peak_resident_kb() * 1024 / 1e6
+        if isinstance(self._extractor, DeviceWorkers):
+            return own + self._extractor.peak_mb
         return own + (self._extractor.decoder_peak_mb if self._extractor else 0.0)
 
     def _open_extractor(self, stop: Callable[[], bool]) -> Extractor | DeviceWorkers:
@@ -316,9 +322,9 @@ class _Extraction:
             if setups := worker_setups(request):
                 self._extractor = DeviceWorkers.open(setups, notice=self._notice, stop=stop)
                 return self._extractor
-            opening = OpeningOptions(request.backend_options, request.threads, notice=self._notice, stop=stop)
-            if request.device:
-                opening = replace(opening, facts=without_gpu(machine_facts()))
+            opening = OpeningOptions(
+                request.backend_options, request.threads, chosen_facts(request), notice=self._notice, stop=stop
+            )
             self._extractor = open_extractor(
                 request.bundle,
                 opening=opening,

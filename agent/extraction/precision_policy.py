@@ -96,7 +96,7 @@ class PrecisionPolicy:
             autotune.notice(choice.line)
             return ResolvedPrecision(choice.backend_options, choice)
         if self.uses_stored_precision and self.stored_precision is not None:
-            require_precision(self.manifest, self.stored_precision, self._in_bf16)
+            require_precision(self.manifest, self.stored_precision, self._in_bf16, autotune.request.facts)
             autotune.notice(
                 f"warning: new clips are computed in {self.stored_precision}, like the features of this bundle in "
                 f"{printable_path(self.store)}; to choose it explicitly: --precision {self.stored_precision}, or "

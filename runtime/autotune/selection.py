@@ -54,6 +54,7 @@ class AutotuneRequest:
     threads: int | None = None
     limits: DecodeLimits | None = None
     trusted: TrustedKeys = ()
+    facts: MachineFacts | None = None  # of the devices to use; None: of this machine
     fallback_folder: Path | None = None  # for the measurements, where the machine's cache cannot be written
     folder: Path | None = None  # in place of the machine's cache
 
@@ -84,14 +85,14 @@ def autotune_backends(
     ``open_bundle``.
     """
     manifest, _ = open_manifest(request.bundle, request.trusted)
-    facts, stored = machine_facts(), request.stored_precision
+    facts, stored = request.facts or machine_facts(), request.stored_precision
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
     if stored in (None, plain) and _on_gpu(manifest, facts):
         return Choice("auto", "a GPU runs the networks, nothing was measured")
     possible = [name for name, reasons in _unavailable(manifest, facts).items() if not reasons]
     allowed = [name for name in possible if stored in (None, effective_precision(manifest, CONFIGURATIONS[name]))]
     if stored is not None and not allowed:
-        raise held_precision_error(manifest, stored)
+        raise held_precision_error(manifest, stored, facts)
     if len(allowed) < 2 or REFERENCE not in possible:
         return _only(allowed, stored)
     key = _key(manifest, request.threads)
@@ -107,10 +108,10 @@ def autotune_backends(
         return _STOPPED
 
 
-def held_precision_error(manifest: Manifest, stored: str) -> SettingsError:
+def held_precision_error(manifest: Manifest, stored: str, facts: MachineFacts) -> SettingsError:
     """The error that nothing on this machine computes the bundle in the precision of the stored features, and why."""
     plain = effective_precision(manifest, DEFAULT_OPTIONS)
-    reasons = _unavailable(manifest, machine_facts())
+    reasons = _unavailable(manifest, facts)
     of = [
         each
         for name in reasons
@@ -131,15 +132,20 @@ def held_precision_error(manifest: Manifest, stored: str) -> SettingsError:
     )
 
 
-def require_precision(manifest: Manifest, stored: str, backend_options: BackendOptions) -> None:
-    """Raise ``held_precision`` when a graph cannot run in the precision ``stored`` with ``backend_options``."""
-    facts = machine_facts()
+def require_precision(
+    manifest: Manifest, stored: str, backend_options: BackendOptions, facts: MachineFacts | None = None
+) -> None:
+    """Raise ``held_precision`` when a graph cannot run in the precision ``stored`` with ``backend_options``.
+
+    ``facts``: None asks this machine.
+    """
+    facts = facts or machine_facts()
     for name in manifest.needed_graphs:
         if all(
             candidate.unavailable is not None
             for candidate in rank_backends(name, manifest.graphs[name], facts, backend_options)
         ):
-            raise held_precision_error(manifest, stored)
+            raise held_precision_error(manifest, stored, facts)
 
 
 def _measure(
@@ -151,7 +157,7 @@ def _measure(
     stop: Callable[[], bool],
 ) -> Choice:
     bundle = open_bundle(request.bundle, request.trusted, stop=stop)
-    opening = OpeningOptions(threads=request.threads, facts=machine_facts())
+    opening = OpeningOptions(threads=request.threads, facts=request.facts or machine_facts())
     try:
         read = read_clips(bundle, opening, clips, request.limits, stop)
     except FlamestError as error:  # ONNX Runtime's own

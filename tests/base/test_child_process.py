@@ -17,7 +17,7 @@ from flamest.base.child_process import (
     ask_child,
     describe_status,
 )
-from flamest.base.errors import DataError
+from flamest.base.errors import DataError, FlamestError, MissingExtra
 
 PROGRAM = """
 import os, sys, time
@@ -127,7 +127,11 @@ def test_a_removed_current_folder_does_not_matter(program, tmp_path, monkeypatch
 
 def test_an_error_crosses_with_code_message_and_fix():
     error = Failed.of(DataError("bad", fix="fix it", code="odd")).error()
+    assert type(error) is DataError
     assert (error.code, error.message, error.fix) == ("odd", "bad", "fix it")
+    missing = Failed.of(MissingExtra("onnxruntime", extra="agent")).error()
+    assert (type(missing), missing.exit_code, missing.code) == (MissingExtra, 78, "missing_extra")
+    assert type(Failed("odd", "bad", "", kind="NotOurs").error()) is FlamestError
 
 
 def test_a_descriptor_travels_with_a_message(tmp_path):

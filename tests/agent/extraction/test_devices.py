@@ -12,9 +12,10 @@ from flamest.agent.extraction.extract import extract_folder
 from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import FeatureStore
 from flamest.agent.settings import load_agent_settings
-from flamest.base.errors import SettingsError
+from flamest.base.errors import DataError, SettingsError
 from flamest.runtime import device_workers
 from flamest.runtime.backends.machine import Gpu, MachineFacts
+from flamest.runtime.backends.options import BackendOptions
 from flamest.runtime.extractor import Extractor
 from flamest.runtime.pipeline_options import PipelineOptions
 from typer.testing import CliRunner
@@ -123,6 +124,27 @@ def test_workers_share_cores_readers_and_memory(toy_bundle, videos, tmp_path, mo
     assert share_of(PipelineOptions(), 3) == PipelineOptions(workers=3)
     assert without_gpu(facts).gpu is None
     assert worker_setups(ExtractRequest(toy_bundle, videos, tmp_path / "s", device="cpu")) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "on_gpu"), [("", True), ("cuda:0", True), ("all", True), ("cpu", False), ("cpu, cpu", False)]
+)
+def test_precision_auto_measures_for_the_devices_that_are_named(
+    toy_bundle, videos, tmp_path, monkeypatch, device, on_gpu
+):
+    facts = MachineFacts(gpu=Gpu("A", "9.0", 80_000), gpus=(Gpu("A", "9.0", 80_000),))
+    monkeypatch.setattr("flamest.agent.extraction.chosen_devices.machine_facts", lambda: facts)
+    asked = []
+
+    def autotune(request, clips, **_):
+        asked.append(request.facts)
+        raise DataError("far enough", fix="none")
+
+    monkeypatch.setattr("flamest.agent.extraction.precision_policy.autotune_backends", autotune)
+    options = BackendOptions(autotune=True)
+    with pytest.raises(DataError, match="far enough"):
+        extract_folder(ExtractRequest(toy_bundle, videos, tmp_path / "s", backend_options=options, device=device))
+    assert [each is None or each.gpu is not None for each in asked] == [on_gpu]
 
 
 def test_agent_toml_takes_device_readers_batch_and_captions(tmp_path):
