@@ -266,10 +266,9 @@ def simulated_extractor(rates: Rates, pipeline: PipelineOptions, *, gpu_mb: int 
     def reader(_manifest: Manifest, _video: object, features: Any) -> _SimulatedReader:
         return _SimulatedReader(seconds, features if rates.keyframes else None)
 
-    with (
-        mock.patch.object(extractor_module, "GraphOpener", Opener),
-        mock.patch.object(extractor_module, "ClipReader", reader),
-    ):
-        opened = Extractor(bundle, [None] * readers, pipeline, OpeningOptions(facts=facts))  # type: ignore[arg-type, list-item]
+    opening = OpeningOptions(facts=facts)
+    opener: Any = Opener(bundle, opening)
+    with mock.patch.object(extractor_module, "ClipReader", reader):
+        opened = Extractor(bundle, [None] * readers, pipeline, opening, opener)  # type: ignore[list-item]
     with opened:
         yield opened

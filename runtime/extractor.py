@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -69,12 +69,17 @@ class Extractor:
     """Turns clips into ClipFeatures. Open with ``open_extractor``; a context manager; one thread at a time."""
 
     def __init__(
-        self, bundle: Bundle, videos: Sequence[VideoDecoder], pipeline: PipelineOptions, opening: OpeningOptions
+        self,
+        bundle: Bundle,
+        videos: Sequence[VideoDecoder],
+        pipeline: PipelineOptions,
+        opening: OpeningOptions,
+        opener: GraphOpener,
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.backend_options)
-        opener = self._opener = GraphOpener(bundle, opening)
+        self._opener = opener
         cnn = opener.open("cnn") if bundle.manifest.cnn else None
 
         def sizes_with(vision: Session | None) -> PipelineSizes:
@@ -226,11 +231,13 @@ def open_extractor(
     """Check the bundle, open its graphs and prepare the decoders.
 
     ``trusted``: keys one of which must have signed the bundle; empty: any signature, or none. ``opening``: backends
-    and cores, and a ``stop``; ``threads`` is short for its field of that name. Raises DataError for a bundle that is
-    not what was exported, SettingsError ``no_backend`` when a graph cannot run as requested, MissingExtra when a
-    package of ``flamest[agent]`` is not installed; Stopped.
+    and cores, and a ``stop``; ``threads`` is short for its field of that name, and comes first. Raises DataError for a
+    bundle that is not what was exported, SettingsError ``no_backend`` when a graph cannot run as requested,
+    MissingExtra when a package of ``flamest[agent]`` is not installed; Stopped.
     """
-    opening = opening or OpeningOptions(threads=threads)
+    opening = opening or OpeningOptions()
+    if threads is not None:
+        opening = replace(opening, threads=threads)
     checked = open_bundle(bundle, trusted, stop=opening.stop)
     _check_frames(checked)
     if "keyframes" in stages_of(checked.manifest):
@@ -238,14 +245,16 @@ def open_extractor(
     pipeline = pipeline or PipelineOptions()
     cores = opening.threads or usable_cores()
     readers = pipeline.readers or min(cores, MOST_READERS)
-    videos = [open_decoder(checked.manifest, limits) for _ in range(readers)]
-    try:
-        videos[0].start()  # it starts while the graphs are opened; the others start with their first clip
-        return Extractor(checked, videos, pipeline, opening)
-    except BaseException:
+    with ExitStack() as opened:
+        videos = [open_decoder(checked.manifest, limits) for _ in range(readers)]
         for video in videos:
-            video.close()
-        raise
+            opened.callback(video.close)
+        videos[0].start()  # it starts while the graphs are opened; the others start with their first clip
+        opener = GraphOpener(checked, opening)
+        opened.callback(opener.close)
+        extractor = Extractor(checked, videos, pipeline, opening, opener)
+        opened.pop_all()  # the extractor's ``close`` does it now
+    return extractor
 
 
 def _check_frames(bundle: Bundle) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from ..base.files import Stopped
-from .bounded_channel import Channel, ChannelClosed
+from .bounded_queue import BoundedQueue, QueueClosed
 from .captioner import Captioner, EncodedFrames, StartedFrames
 from .clip_job import ClipJob
 from .networks import QUEUED_BATCHES, ClipBatch, FrameBatch, Networks, StartedClips
@@ -96,16 +96,17 @@ class OneThread:
 
 
 class ThreadPerStage:
-    """A thread for each stage. An error in one of them is raised by ``advance``."""
+    """A thread for each stage. An error in one of them is raised by ``advance``, after the clips that are done."""
 
     def __init__(self, ahead: ReadAhead, networks: Networks) -> None:
         self._ahead, self._networks = ahead, networks
         self._finished: queue.SimpleQueue[ClipJob | BaseException] = queue.SimpleQueue()
-        self._cnn: Channel[ClipBatch] = Channel(QUEUED_BATCHES)
-        self._vision: Channel[ClipBatch] = Channel(QUEUED_BATCHES)
-        self._encoded: Channel[tuple[FrameBatch, EncodedFrames[Any]]] = Channel(1)
+        self._failure: BaseException | None = None
+        self._cnn: BoundedQueue[ClipBatch] = BoundedQueue(QUEUED_BATCHES)
+        self._vision: BoundedQueue[ClipBatch] = BoundedQueue(QUEUED_BATCHES)
+        self._encoded: BoundedQueue[tuple[FrameBatch, EncodedFrames[Any]]] = BoundedQueue(1)
         loops: list[Callable[[], None]] = [self._put_together]
-        self._fed: list[Channel[ClipBatch]] = []
+        self._fed: list[BoundedQueue[ClipBatch]] = []
         if networks.has_cnn:
             loops.append(self._run_cnn)
             self._fed.append(self._cnn)
@@ -123,25 +124,26 @@ class ThreadPerStage:
             thread.start()
 
     def advance(self, stop: Callable[[], bool]) -> list[ClipJob]:
-        until = None
-        while True:
+        done, until = list[ClipJob](), None
+        while not done:
+            if self._failure is not None:
+                raise self._failure
             try:
-                done = [self._take_finished(_POLL_S)]
-                break
+                self._take_finished(done, _POLL_S)
             except queue.Empty:
                 now = time.monotonic()
                 if until is None and stop():
                     until = now + FINISH_WITHIN_S
                 elif until is not None and now > until:
                     raise Stopped from None
-        while not self._finished.empty():
-            done.append(self._take_finished(_POLL_S))
+            while not self._finished.empty():
+                self._take_finished(done, _POLL_S)
         return done
 
     def close(self) -> None:
         self._closed = True
-        for channel in (self._cnn, self._vision, self._encoded):
-            channel.close()
+        for each in (self._cnn, self._vision, self._encoded):
+            each.close()
         for thread in self._threads:
             thread.join()
         sys.setswitchinterval(self._switch_s)
@@ -149,16 +151,17 @@ class ThreadPerStage:
         if self._networks.captioner is not None:
             self._networks.captioner.cancel()
 
-    def _take_finished(self, timeout_s: float) -> ClipJob:
+    def _take_finished(self, done: list[ClipJob], timeout_s: float) -> None:
         found = self._finished.get(timeout=timeout_s)
         if isinstance(found, BaseException):
-            raise found
-        return found
+            self._failure = self._failure or found
+        else:
+            done.append(found)
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         try:
             loop()
-        except ChannelClosed:
+        except QueueClosed:
             pass
         except BaseException as error:  # raised by ``advance``
             self._finished.put(error)
@@ -175,12 +178,12 @@ class ThreadPerStage:
                         self._finished.put(job)
                     else:
                         clips.append((job, prepared))
-                elif clips and all(channel.starving for channel in self._fed):
+                elif clips and all(each.starving for each in self._fed):
                     break
             if clips and not self._closed:
                 batch = self._networks.put_together(clips)
-                for channel in self._fed:
-                    channel.put(batch)
+                for each in self._fed:
+                    each.put(batch)
 
     def _run_cnn(self) -> None:
         """Batches -> vectors. A run begins before the one before it has been waited for."""

@@ -46,7 +46,9 @@ class _Done(NamedTuple):
 
 
 class ReadAhead:
-    """``submit`` clips, get them prepared with ``take``. For one thread; each reader works in its own thread.
+    """``submit`` clips, get them prepared with ``take``; each reader works in its own thread.
+
+    One thread submits, and one, the same or another, takes. ``cancel`` and ``close``: when neither does so.
 
     Clips that are submitted and not returned stay in memory; the caller bounds their number, ``len``.
     """
@@ -57,6 +59,7 @@ class ReadAhead:
         self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
         self._call = 0
         self._outstanding = 0
+        self._counting = threading.Lock()
         self._busy: set[ClipReader] = set()
         self._threads: list[threading.Thread] = []
 
@@ -81,7 +84,8 @@ class ReadAhead:
             )
             self._threads.append(thread)
             thread.start()
-        self._outstanding += 1
+        with self._counting:
+            self._outstanding += 1
         self._tasks.put(_Task(self._call, key, clip))
 
     def take(self, timeout_s: float | None = None) -> ReadClip | None:
@@ -98,7 +102,8 @@ class ReadAhead:
                 return None
             if done.task.call == self._call:
                 break
-        self._outstanding -= 1
+        with self._counting:
+            self._outstanding -= 1
         if isinstance(done.outcome, BaseException):
             raise done.outcome
         return ReadClip(done.task.key, done.outcome)
@@ -116,8 +121,9 @@ class ReadAhead:
 
     def cancel(self) -> None:
         """Drop all clips that were not returned; those being read go on until ``close``, unused."""
-        self._call += 1
-        self._outstanding = 0
+        with self._counting:
+            self._call += 1
+            self._outstanding = 0
 
     def close(self) -> None:
         """End the decoders; clips that are being read are given up."""

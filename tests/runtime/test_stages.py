@@ -1,5 +1,6 @@
 """On a device a thread per stage: few shapes, the host's results, errors and ends that leave nothing behind."""
 
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 from flamest.base.errors import DataError, GraphError
 from flamest.base.files import Stopped, sha256_file
+from flamest.runtime import extractor as extractor_module
 from flamest.runtime import stages
 from flamest.runtime.backends.onnxruntime_cpu import OrtSession
+from flamest.runtime.backends.opening import OpeningOptions
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import PipelineOptions, open_extractor
 from flamest.runtime.keyframe_features import KeyframeFeatures
 from flamest.runtime.pipeline_options import PipelineMachine, PipelineSizes, choose_sizes, rounded_up
 from flamest.runtime.video.clip_reader import ClipReader
+from flamest.runtime.video.read_ahead import ReadAhead
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,70 @@ def test_a_graph_that_fails_ends_the_extraction_with_its_error(toy_bundle, many,
                 list(extractor.extract_all(many))
         assert [done.error for done in extractor.extract_all(many[:3])] == [None] * 3
     assert not stage_threads()
+
+
+def test_finished_clips_come_before_the_error_behind_them():
+    ahead = SimpleNamespace(take=lambda timeout: time.sleep(0.01), cancel=lambda: None)
+    running = stages.ThreadPerStage(ahead, SimpleNamespace(has_cnn=False, captioner=None, batch=1))
+    for each in ("first", GraphError("failed", fix="none"), "behind it"):
+        running._finished.put(each)
+    assert running.advance(lambda: False) == ["first", "behind it"]
+    with pytest.raises(GraphError, match="failed"):
+        running.advance(lambda: False)
+    running.close()
+
+
+def test_an_extractor_that_cannot_be_opened_closes_its_graphs(toy_bundle, monkeypatch):
+    closed, close = [], extractor_module.GraphOpener.close
+    monkeypatch.setattr(
+        extractor_module.GraphOpener, "close", lambda self: (closed.append(set(self.placements)), close(self))
+    )
+    monkeypatch.setattr(extractor_module, "Networks", None)  # fails once vision, text and cnn are open
+    with pytest.raises(TypeError):
+        open_extractor(toy_bundle, threads=1, pipeline=PipelineOptions(readers=1))
+    assert closed == [{"vision", "text", "cnn"}]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(3, 3), (None, 2)])
+def test_threads_of_their_own_come_before_those_of_the_options(toy_bundle, monkeypatch, given, expected):
+    seen = []
+
+    def opener(bundle, opening):
+        seen.append(opening.threads)
+        raise GraphError("far enough", fix="none")
+
+    monkeypatch.setattr(extractor_module, "GraphOpener", opener)
+    with pytest.raises(GraphError):
+        open_extractor(
+            toy_bundle, threads=given, opening=OpeningOptions(threads=2), pipeline=PipelineOptions(readers=1)
+        )
+    assert seen == [expected]
+
+
+class FakeReader:
+    video = SimpleNamespace(interrupt=lambda: None)
+
+    def read(self, clip):
+        return clip
+
+    def close(self):
+        pass
+
+
+def test_clips_in_work_are_counted_by_two_threads_at_once(toy_bundle):
+    ahead, count = ReadAhead([FakeReader()]), 3000
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    taker = threading.Thread(target=lambda: [ahead.take(30.0) for _ in range(count)])
+    try:
+        taker.start()
+        for number in range(count):
+            ahead.submit(number)
+        taker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(ahead) == 0
+    ahead.close()
 
 
 def stage_threads():

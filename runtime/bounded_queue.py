@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class ChannelClosed(Exception):
+class QueueClosed(Exception):
     """The stages are ending."""
 
 
-class Channel(Generic[T]):
-    """A bounded queue between two threads. Closed, it wakes both with ChannelClosed."""
+class BoundedQueue(Generic[T]):
+    """A bounded queue between two threads. Closed, it wakes both with QueueClosed."""
 
     def __init__(self, size: int) -> None:
         self._items: list[T] = []
@@ -63,4 +63,4 @@ class Channel(Generic[T]):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ChannelClosed
+            raise QueueClosed
