@@ -133,6 +133,7 @@ class BenchWorker:
             "token_ids": list(features.caption.token_ids),
             "vlm": features.vlm.tolist(),
             "cnn": features.cnn.tolist(),
+            "keyframe_times_s": list(features.keyframe_times_s),
             "precision": features.precision,
         }
 

@@ -31,7 +31,7 @@ REFERENCE = "onnxruntime"  # that the others are compared with
 FULL_BATCHES = 2  # that go through the pipeline at least
 TOO_LARGE = ("GPU_MEMORY", "PROFILE_RANGE")  # errors of a batch, after which smaller ones run as before
 COMPARED_BATCH = 16  # the largest that the reference computes too: on a CPU it takes long
-OUTPUTS = ("caption", "token_ids", "vlm", "cnn")  # of a clip, compared between two backends
+OUTPUTS = ("caption", "token_ids", "vlm", "cnn", "keyframe_times_s")  # of a clip, compared between two backends
 
 
 @dataclass(frozen=True)
@@ -307,9 +307,11 @@ def _stage_memory(stage: str, measured: _Measured) -> float:
 
 
 def compare_clips(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Clip by clip against the reference: captions token by token, vectors by cosine."""
+    """Clip by clip against the reference: captions token by token, vectors by cosine, times of keyframes."""
     pairs = list(zip(runs, reference, strict=True))
+    chosen = [(a["keyframe_times_s"], b["keyframe_times_s"]) for a, b in pairs if "keyframe_times_s" in a]
     return {
+        **({"keyframes_equal": sum(ours == theirs for ours, theirs in chosen)} if chosen else {}),
         "captions_equal": sum(a["token_ids"] == b["token_ids"] and a["caption"] == b["caption"] for a, b in pairs),
         "captions": len(pairs),
         "min_cosine": {

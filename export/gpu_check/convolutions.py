@@ -6,25 +6,18 @@ Not run on hardware yet.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from ...base.files import sha256_file
-from ...base.progress import NoProgress
-from ...runtime.backends.tensorrt.build_process import build_engine_in_child
-from ...runtime.backends.tensorrt.builder import EngineRequest
 from ...runtime.bundle.graph_records import EngineOptions
-from ..bench.inputs import usual_sizes
-from ..graphs.export import write_graph
-from ..graphs.spec import GraphSpec, cnn_spec
+from ..graphs.spec import cnn_spec
 from ..networks.slow_i3d import pooled_module
 from ..weights.loading import open_video
 from ..weights.source import parse_source
-from .engine_trials import opened_engine, time_session
+from .engine_trials import time_spec
 
 BATCHES = (1, 8)
 REPEATS = 30
+TF32 = EngineOptions(tf32=True)
 
 
 def compare_forms(weights: str) -> dict[str, Any]:
@@ -32,19 +25,7 @@ def compare_forms(weights: str) -> dict[str, Any]:
     video = open_video(parse_source("slow", weights))
     flat = cnn_spec(video.network, video.net, video.form, video.preprocessing)
     deep = dataclasses.replace(flat, module=pooled_module(video.net))
-    return {"frame_by_frame": _measure(flat), "three_dimensional": _measure(deep)}
-
-
-def _measure(spec: GraphSpec) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="flamest-convolutions-") as folder:
-        graph = write_graph(spec, Path(folder))
-        path = Path(folder, graph.file)
-        request = EngineRequest(graph.file, path, sha256_file(path), graph, EngineOptions(tf32=True))
-        built = build_engine_in_child(request, NoProgress())
-        if built.unproved is not None:
-            raise built.unproved
-    with opened_engine(built.data, "cnn") as session:
-        batches = {
-            str(batch): time_session(session, graph, usual_sizes(graph, batch, frames=1), REPEATS) for batch in BATCHES
-        }
-    return {"build_seconds": built.seconds, "batches": batches}
+    return {
+        "frame_by_frame": time_spec(flat, TF32, BATCHES, REPEATS),
+        "three_dimensional": time_spec(deep, TF32, BATCHES, REPEATS),
+    }

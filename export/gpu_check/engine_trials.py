@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from ...base.files import sha256_bytes
+from ...base.files import sha256_bytes, sha256_file
 from ...base.progress import NoProgress
 from ...runtime.backends.machine import MachineFacts, gather_facts
 from ...runtime.backends.session import Session
+from ...runtime.backends.tensorrt.build_process import build_engine_in_child
+from ...runtime.backends.tensorrt.builder import EngineRequest
 from ...runtime.backends.tensorrt.cache import open_cache
 from ...runtime.backends.tensorrt.engine import EngineFile, load_engine
 from ...runtime.backends.tensorrt.package import import_tensorrt
@@ -25,7 +28,9 @@ from ...runtime.backends.tensorrt.supply import BuildTarget, cached_engine
 from ...runtime.bundle.graph_records import EngineOptions, Graph
 from ...runtime.bundle.opening import Bundle
 from ..bench.comparison import quantiles
-from ..bench.inputs import smallest_output, usual_feeds
+from ..bench.inputs import smallest_output, usual_feeds, usual_sizes
+from ..graphs.export import write_graph
+from ..graphs.spec import GraphSpec
 
 WARM_UP = 4  # runs that are not counted: allocation, capture and the first replay of a CUDA graph
 
@@ -68,6 +73,20 @@ def opened_engine(data: bytes, name: str, *, cuda_graphs: bool = True) -> Iterat
             yield session
         finally:
             session.close()
+
+
+def time_spec(spec: GraphSpec, options: EngineOptions, batches: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Milliseconds of an exported graph's engine at each batch, and the seconds of its build."""
+    with tempfile.TemporaryDirectory(prefix="flamest-trial-") as folder:
+        graph = write_graph(spec, Path(folder))
+        path = Path(folder, graph.file)
+        request = EngineRequest(graph.file, path, sha256_file(path), graph, options)
+        built = build_engine_in_child(request, NoProgress())
+    with opened_engine(built.data, spec.name) as session:
+        timed = {
+            str(batch): time_session(session, graph, usual_sizes(graph, batch, frames=1), repeats) for batch in batches
+        }
+    return {"build_seconds": built.seconds, "batches": timed}
 
 
 def time_session(session: Session, graph: Graph, sizes: Mapping[str, int], repeats: int) -> dict[str, float]:

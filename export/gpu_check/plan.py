@@ -31,8 +31,8 @@ class GpuCheckRequest:
     dry: bool = False
     work: Path | None = None
     bundles: Mapping[str, Path] = field(default_factory=dict)  # by precision: ready ones, which are not exported
-    left_out: Mapping[str, str] = field(default_factory=dict)  # by backend: the reason why it is not asked for
     only: tuple[str, ...] = ()  # names of steps: these alone run, and those that they need; none: all
+    left_out: Mapping[str, str] = field(default_factory=dict)  # by backend: the reason why it is not asked for
 
     @property
     def exported(self) -> tuple[str, ...]:
@@ -63,6 +63,10 @@ def plan_steps(request: GpuCheckRequest) -> tuple[StepPlan, ...]:
 def _steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     yield StepPlan("doctor", ("doctor",), 300, 10)
     yield StepPlan("one layer", ("one-layer",), 900, 30, PROBE)
+    # Before hours are spent on bundles whose attention may be slow.
+    yield StepPlan(
+        "attention casts", ("attention-casts", "--weights", request.weights), 3600, 300, PROBE, ("one layer",)
+    )
     for precision in request.exported:
         yield _build_step(request, precision)
     yield StepPlan(f"{MINIWORLD}: build", ("copy", MINIWORLD, MINIWORLD), 300, 5, PROBE, makes=MINIWORLD)

@@ -52,6 +52,12 @@ def tf32(words: argparse.Namespace) -> dict[str, Any]:
     return compare_tf32(words.bundle)
 
 
+def attention_casts(words: argparse.Namespace) -> dict[str, Any]:
+    from .attention_casts import compare_casts
+
+    return compare_casts(words.weights)
+
+
 def convolutions(words: argparse.Namespace) -> dict[str, Any]:
     from .convolutions import compare_forms
 
@@ -82,6 +88,7 @@ PROBES: Mapping[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], tuple
     "profiles": (profiles, ("bundle",)),
     "cuda-graphs": (cuda_graphs, ("bundle",)),
     "tf32": (tf32, ("bundle",)),
+    "attention-casts": (attention_casts, ("--weights",)),
     "convolutions": (convolutions, ("--weights",)),
     "overflow": (overflow, ("--weights",)),
     "prepared": (prepared, ("bundle", "--backend", "--batch")),

@@ -13,6 +13,7 @@ AIM_GPU = "H200"
 FED = 0.9  # share of the smaller of readers and networks that a pipeline must reach
 READING = ("decode", "keyframes", "prepare")  # stages of the readers
 AT_LEAST = 1.0
+CASTS = 1.05  # times the time without casts that is no more than noise
 
 
 def aim_is_reached(evidence: Evidence) -> Decision:
@@ -102,6 +103,17 @@ def single_frames_are_faster(evidence: Evidence) -> Decision:
     return proved(text, **found) if all(ratio >= 1 for ratio in parts.values()) else refuted(text, **found)
 
 
+def casts_cost_nothing(evidence: Evidence) -> Decision:
+    found = evidence.output("attention casts")
+    if not found:
+        return untested(evidence.missing("attention casts"))
+    there, gone = found["with"]["batches"], found["without"]["batches"]
+    parts = {batch: there[batch]["p50_ms"] / gone[batch]["p50_ms"] for batch in there}
+    text = ", ".join(f"batch {batch}: {ratio:.2f} times the time without them" for batch, ratio in parts.items())
+    text = f"'vision' in {found['precision']}, {text}"
+    return proved(text, **found) if all(ratio <= CASTS for ratio in parts.values()) else refuted(text, **found)
+
+
 def int8_is_faster(evidence: Evidence) -> Decision:
     figures: dict[str, float] = {}
     for precision in ("int8", "bf16"):
@@ -150,6 +162,8 @@ SPEED_CLAIMS = (
     Claim("cuda_graphs_are_faster", "CUDA graphs make a caption step faster.", cuda_graphs_are_faster, MEASURE),
     Claim("single_frames_are_faster", "Slow as convolutions of single frames is at least as fast as with Conv3d.",
           single_frames_are_faster, "the three-dimensional form may serve TensorRT better: tell us in an issue"),
+    Claim("casts_cost_nothing", "The casts to fp32 around the softmax of 'vision' cost no more than 5 %.",
+          casts_cost_nothing, "a softmax in half precision may be worth its error on this GPU: tell us in an issue"),
     Claim("int8_is_faster", "int8 is faster than bf16.", int8_is_faster, "use bf16 on this GPU"),
     Claim("large_batches_fit", "Every batch that was asked for fits into the GPU's memory.", large_batches_fit,
           "give extraction a smaller batch on this GPU"),

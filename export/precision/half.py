@@ -28,15 +28,17 @@ HALVES: Mapping[Precision, str] = {"fp16": "float16", "bf16": "bfloat16"}  # the
 _CACHES = ("past_", "present_", "cross_")
 
 
-def half_spec(spec: GraphSpec, precision: Precision, text: Precision) -> GraphSpec:
+def half_spec(spec: GraphSpec, precision: Precision, text: Precision, *, softmax_in_fp32: bool = True) -> GraphSpec:
     """``spec`` with a copy of its module that computes in ``precision``, and keys and values in that of graph ``text``.
+
+    ``softmax_in_fp32``: False only to measure what the casts cost (export/gpu_check/attention_casts.py).
 
     fp32 and int8 leave the arithmetic as it is: int8 is written into the finished file.
     """
     inputs, outputs = (tuple(_typed(tensor, text) for tensor in side) for side in (spec.inputs, spec.outputs))
     if precision not in HALVES and (inputs, outputs) == (spec.inputs, spec.outputs):
         return spec
-    module = half_module(spec.module, precision, [tensor.dtype for tensor in outputs])
+    module = half_module(spec.module, precision, [tensor.dtype for tensor in outputs], softmax_in_fp32=softmax_in_fp32)
     kept = precision if precision in HALVES else spec.precision
     return dataclasses.replace(spec, module=module, inputs=inputs, outputs=outputs, precision=kept)
 
@@ -46,7 +48,9 @@ def _typed(tensor: Tensor, text: Precision) -> Tensor:
     return msgspec.structs.replace(tensor, dtype=HALVES[text]) if is_cache else tensor
 
 
-def half_module(module: nn.Module, precision: Precision, outputs: Sequence[str]) -> nn.Module:
+def half_module(
+    module: nn.Module, precision: Precision, outputs: Sequence[str], *, softmax_in_fp32: bool = True
+) -> nn.Module:
     """A copy of ``module`` (a graph's wrapper) that multiplies in ``precision``.
 
     ``outputs``: the type of each output. Buffers that the wrapper itself holds (the caption vectors of CLIP) stay fp32.
@@ -66,7 +70,7 @@ def half_module(module: nn.Module, precision: Precision, outputs: Sequence[str])
             self.inner = inner
 
         def forward(self, *inputs: torch.Tensor) -> Any:
-            with _delicate_in_fp32(dtype):
+            with _delicate_in_fp32(dtype, softmax_in_fp32):
                 made = self.inner(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))
             if not isinstance(made, tuple):
                 return made.to(results[0])
@@ -87,7 +91,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-def _delicate_in_fp32(dtype: torch.dtype) -> Any:
+def _delicate_in_fp32(dtype: torch.dtype, with_softmax: bool) -> Any:
     """A mode in which softmax, layer norm and mean compute in fp32 and return the type of their input.
 
     In bf16 also max pooling and padding, which round nothing: ONNX Runtime's CUDA provider has no such kernels
@@ -97,9 +101,9 @@ def _delicate_in_fp32(dtype: torch.dtype) -> Any:
     from torch.overrides import TorchFunctionMode
 
     functional = torch.nn.functional
-    delicate = {
-        functional.softmax, torch.softmax, torch.Tensor.softmax, functional.layer_norm, torch.mean, torch.Tensor.mean
-    }  # fmt: skip
+    delicate = {functional.layer_norm, torch.mean, torch.Tensor.mean}
+    if with_softmax:
+        delicate |= {functional.softmax, torch.softmax, torch.Tensor.softmax}
     if dtype == torch.bfloat16:
         delicate |= {functional.pad, functional.max_pool2d, functional.max_pool3d, torch.max_pool2d, torch.max_pool3d}
 

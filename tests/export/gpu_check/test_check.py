@@ -286,7 +286,7 @@ def test_the_report_is_written_after_every_step(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         check_gpu(GpuCheckRequest(tmp_path), print, facts=READY)
     report = json.loads(next(tmp_path.glob("*.json")).read_text())
-    assert [done["name"] for done in report["steps"]] == ["doctor", "one layer"]
+    assert [done["name"] for done in report["steps"]] == ["doctor", "one layer", "attention casts"]
     assert (report["finished"], report["ok"]) == (False, False)
     assert "interrupted" in next(tmp_path.glob("*.md")).read_text()
 
@@ -404,6 +404,18 @@ def test_the_command_ends_in_0_when_all_steps_succeed(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["gpu-check", "--results", str(tmp_path), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout.splitlines()[-1])["ok"]
+
+
+def test_a_step_that_is_named_is_the_only_one(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(check, "gather_facts", lambda: READY)
+    monkeypatch.setattr(
+        check, "run_step", lambda plan, scratch, say: ran.append(plan.name) or Step(plan.name, plan.typed, 0, 1.0, {})
+    )
+    words = ["gpu-check", "--results", str(tmp_path), "--step", "inspect", "--step", "doctor"]
+    assert CliRunner().invoke(app, words).exit_code == 2
+    assert CliRunner().invoke(app, [*words[:3], "--step", "doctor"]).exit_code == 0
+    assert ran == ["doctor"]
 
 
 @pytest.mark.parametrize(("name", "dry"), [(STAND_IN, False), ("NVIDIA H200", True)])

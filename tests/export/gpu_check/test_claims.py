@@ -119,6 +119,15 @@ def test_seeded_weights_decide_nothing_about_overflow():
     assert judged("fp16_overflows", fp16__overflow=calm).verdict == "refuted"
 
 
+@pytest.mark.parametrize(("ms", "verdict"), [(10.2, "proved"), (14.0, "refuted")])
+def test_casts_around_the_softmax_may_cost_five_per_cent(ms, verdict):
+    def timed(large):
+        return {"build_seconds": 1.0, "batches": {"1": {"p50_ms": 1.0}, "16": {"p50_ms": large}}}
+
+    output = {"precision": "bf16", "with": timed(ms), "without": timed(10.0)}
+    assert judged("casts_cost_nothing", attention__casts=output).verdict == verdict
+
+
 def test_captions_that_differ_are_refuted():
     def bench(equal, cosine):
         row = {"captions_equal": equal, "captions": 4, "min_cosine": {"vlm": cosine}}
@@ -127,6 +136,14 @@ def test_captions_that_differ_are_refuted():
     assert judged("miniworld_tensorrt", miniworld_bench=bench(4, 0.99999)).verdict == "proved"
     assert judged("miniworld_tensorrt", miniworld_bench=bench(3, 0.99999)).verdict == "refuted"
     assert judged("miniworld_tensorrt", miniworld_bench=bench(4, 0.99)).verdict == "refuted"
+
+
+@pytest.mark.parametrize(("equal", "verdict"), [(4, "proved"), (3, "refuted")])
+def test_keyframes_that_the_gpu_chooses_otherwise_are_refuted(equal, verdict):
+    row = {"captions_equal": 4, "captions": 4, "min_cosine": {}, "keyframes_equal": equal}
+    found = judged("miniworld_keyframes", miniworld_bench={"backends": {"tensorrt": {"beside_reference": row}}})
+    assert (found.verdict, f"{equal} of 4 clips" in found.why) == (verdict, True)
+    assert not BY_KEY["miniworld_keyframes"].required
 
 
 def test_onnxruntime_cuda_may_load_or_refuse_bf16():

@@ -73,6 +73,13 @@ def test_the_module_that_was_copied_stays_fp32(block):
     assert {parameter.dtype for parameter in block.parameters()} == {torch.float32}
 
 
+def test_a_softmax_can_be_left_in_half_precision_for_a_measurement(block, tmp_path):
+    half = half_module(block, "fp16", ["float32"], softmax_in_fp32=False)
+    histogram = write_graph(spec_of(half, "fp16"), tmp_path).dtype_histogram
+    assert histogram["float16"]["Softmax"] == 1
+    assert histogram["float32"] == {"LayerNormalization": 1}
+
+
 def test_the_written_graph_equals_the_half_module(written, block):
     precision = written.precision("half")
     got = written.open("half").run({"x": X})["y"]
