@@ -31,7 +31,7 @@ from .sensitivity import SwitchedGraph, product_costs, smallest_cosine
 
 MEASURED_FEEDS = 2  # on which the cost of each product is measured
 # Calibration is bounded by the number of its clips, which is the same on every machine. On one so slow that this takes
-# longer, it ends here: of a graph's feeds at least so many are observed.
+# longer, it ends here, with so many of a graph's feeds at least. Only then does a clock decide scales; a note says so.
 CALIBRATION_S, LEAST_FEEDS = 600.0, 8
 OPSET_HALF_PAIRS = 19  # the first in which QuantizeLinear and DequantizeLinear take float16
 _EMULATED = "_exact"  # suffix of a value before emulate_bf16 rounds it
@@ -85,8 +85,10 @@ class Int8Draft:
         if not self.unseen:
             return ()
         total = len(self.calibrated.feeds)
-        name, minutes = self.path.stem, CALIBRATION_S / 60
-        return (f"{name}: calibration ended after {minutes:.0f} minutes, with {total - self.unseen} of {total} inputs",)
+        return (
+            f"{self.path.stem}: calibration ended after {CALIBRATION_S / 60:.0f} minutes, with {total - self.unseen} "
+            f"of {total} inputs; its int8 scales and biases depend on this machine's speed",
+        )
 
     def write(self, step: int, folder: Path, tell: Callable[[float], None] = lambda share: None) -> Graph:
         """Write the graph with as much in higher precision as STEPS allows at ``step``; the cosine is not in it yet.

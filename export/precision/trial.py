@@ -1,8 +1,9 @@
 """int8 that finds its way under the limit: drafts are written with ever more in higher precision, until all is well.
 
 Well means twice as close to fp32 as the limit asks, on clips that were not calibrated on: the outputs of each graph by
-themselves, and the embedding of the whole chain. So no bundle is close to its limit, and another machine, whose sums
-have another order, makes the same one (docs/explanation/precision.md).
+themselves, and the embedding of the whole chain. A bundle that reaches this is far enough from its limit that another
+machine, whose sums have another order, finds it under the limit too. What that machine would keep in higher precision
+itself can differ (selection.py; docs/explanation/precision.md).
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class Manifest(Record, frozen=True):
     parity: Parity
     versions: Annotated[dict[Text, Text], Meta(max_length=100)]
     calibration: Calibration | None = None  # None where no activation has a fixed int8 scale
-    notes: Annotated[tuple[Text, ...], Meta(max_length=100)] = ()  # where a precision is not the one asked for, and why
+    notes: Annotated[tuple[Text, ...], Meta(max_length=100)] = ()  # on precisions and int8 calibration
     tf32: bool = False  # engines may use TF32 where no option says otherwise: the bundle's precision is the default
 
     @property

@@ -14,8 +14,21 @@ from flamest.export.precision.selection import STEPS, kept_products
 from flamest.export.precision.trial import TARGET, write_int8
 from flamest.export.weights.source import parse_source
 from flamest.runtime.bundle.limits import COSINES
+from flamest.runtime.bundle.manifest_reading import read_manifest
 
 from .conftest import BAD, LAYERS, outlier_model, rows
+
+
+class Steps:
+    """Progress that counts."""
+
+    steps = 0
+
+    def advance(self, steps=1):
+        self.steps += steps
+
+    def describe(self, text):
+        pass
 
 
 def no_chain(graphs):
@@ -85,6 +98,15 @@ def test_cosines_that_differ_by_a_hair_keep_the_same_products():
         assert sum(work[name] for name in kept) <= share * sum(work.values())
 
 
+def test_a_cost_at_an_edge_of_rounding_can_change_the_choice():
+    order, work = ["a", "b", "c"], {"a": 10, "b": 10, "c": 180}
+    middle = {"a": 1.00e-4, "b": 1.02e-4, "c": 1.0e-3}
+    assert kept_products(0.06, order, work, middle) == ("a",), "both are 1.0e-5 for a multiply-add: the first of them"
+    edge = middle | {"b": 1.0501e-4}
+    assert kept_products(0.06, order, work, edge) == ("b",)
+    assert kept_products(0.06, order, work, edge | {"b": 1.0499e-4}) == ("a",)
+
+
 def test_products_that_are_never_int8_count_to_the_share():
     order = ["a", "b", "c"]
     work = {"first": 50, "a": 50, "b": 50, "c": 850}
@@ -110,26 +132,13 @@ def test_drafts_that_are_measured_together_share_one_progress(outlier, draft_of,
     assert (len(shares), shares[-1]) == (2 * LAYERS, 1.0)
 
 
-def test_an_export_that_measures_products_moves_as_announced(tmp_path, silent, monkeypatch):
-    monkeypatch.setattr(trial, "TARGET", 2.0)  # never reached: every step is tried
-    entry = EXTRACTORS["slow"]
-    choice = choose_precision(("int8",), entry, "onnx")
-    at = []
-    monkeypatch.setattr(part_export, "write_int8", lambda *given: (write_int8(*given), at.append(silent.steps))[0])
-    export_bundle(
-        ExportRequest(
-            entry, {"slow": parse_source("slow", "random:tiny")}, tmp_path / "b", precision=choice, threads=1
-        ),
-        silent,
-    )
-    assert silent.steps == steps_of(entry, choice)
-    assert at == [steps_of(entry, choice) - 1], "all but the comparison with PyTorch"
-
-
 def test_calibration_that_takes_too_long_ends_after_its_least_feeds(outlier):
     now = iter(range(0, 10**9, 1000))
     draft = outlier(clock=lambda: float(next(now)))
     assert draft.unseen == len(rows(1)) - drafts.LEAST_FEEDS
+    (said,) = draft.notes
+    assert said.startswith("g: calibration ended after 10 minutes, with 8 of 12 inputs; its int8 scales and biases")
+    assert outlier().notes == ()
 
 
 def test_an_int8_export_counts_the_steps_that_it_announces(tmp_path, silent):
@@ -138,3 +147,29 @@ def test_an_int8_export_counts_the_steps_that_it_announces(tmp_path, silent):
     sources = {"slow": parse_source("slow", "random:tiny")}
     export_bundle(ExportRequest(entry, sources, tmp_path / "b", precision=choice, threads=1), silent)
     assert silent.steps == steps_of(entry, choice)
+
+
+@pytest.fixture(scope="module")
+def pressed(tmp_path_factory):
+    """An export on a slow machine whose int8 reaches no target: its notes, its steps, and those before the last."""
+    entry, progress, before = EXTRACTORS["slow"], Steps(), []
+    choice = choose_precision(("int8",), entry, "onnx")
+    sources, out = {"slow": parse_source("slow", "random:tiny")}, tmp_path_factory.mktemp("pressed") / "b"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "TARGET", 2.0)
+        patch.setattr(drafts, "CALIBRATION_S", -1.0)
+        patch.setattr(drafts, "LEAST_FEEDS", 3)
+        patch.setattr(part_export, "write_int8", lambda *given: (write_int8(*given), before.append(progress.steps))[0])
+        export_bundle(ExportRequest(entry, sources, out, precision=choice, threads=1), progress)
+    return read_manifest(out), progress.steps, before, steps_of(entry, choice)
+
+
+def test_an_export_that_measures_products_moves_as_announced(pressed):
+    _, steps, before, announced = pressed
+    assert steps == announced
+    assert before == [announced - 1], "all but the comparison with PyTorch"
+
+
+def test_the_manifest_says_where_a_clock_ended_calibration(pressed):
+    (said,) = [text for text in pressed[0].notes if text.startswith("cnn: calibration ended")]
+    assert "with 3 of 8 inputs; its int8 scales and biases depend on this machine's speed" in said
