@@ -80,6 +80,14 @@ def caption_bytes(text: Graph) -> int:
     return total
 
 
+def usual_rows(graph: Graph, gpu_mb: int) -> int:
+    """Rows of a full run of ``graph`` on a GPU of ``gpu_mb`` MB (0: not known), by ``choose_sizes``: captions where the
+    graph continues them, else clips."""
+    kept = caption_bytes(graph)
+    sizes = choose_sizes(PipelineOptions(), PipelineMachine(1, 0, gpu_mb or USUAL_GPU_MB, kept))
+    return sizes.captions if kept else sizes.batch
+
+
 def rounded_up(count: int) -> int:
     """The rows of a run on a device for ``count`` of them: the next power of two, so that few shapes occur; 0 for 0."""
     return 1 << (count - 1).bit_length() if count else 0

@@ -156,6 +156,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workspace_mb: int | None = None  # MiB that a kernel may use in addition to its tensors; None: all of the GPU's
     detailed: bool = False  # the engine describes each layer's kernel, for flamest-export profile
     max_batch: int | None = None  # clips of the largest batch; None: by the GPU's memory
+    usual_batch: int | None = None  # clips (captions) that it is tuned for; None: by the GPU's memory
 
     def flags(self) -> tuple[str, ...]:
         """The options that differ from the default, as ``flamest-export`` takes them."""

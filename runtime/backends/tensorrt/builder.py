@@ -163,7 +163,7 @@ def _hardware_level(trt: Any, options: EngineOptions, name: str) -> Any:
 
 def _add_profiles(builder: Any, config: Any, request: EngineRequest) -> None:
     """Add an optimisation profile for every use of the graph, in the order of its uses."""
-    for wanted in profiles(request.graph, request.options.max_batch):
+    for wanted in profiles(request.graph, request.options.max_batch, request.options.usual_batch):
         profile = builder.create_optimization_profile()
         where = f"graph '{request.name}', profile '{wanted.use}'"
         for sizes in wanted.inputs:

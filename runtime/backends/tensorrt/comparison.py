@@ -132,7 +132,8 @@ def _right_results(subject: ComparedGraph) -> list[Expected]:
 
 def _expected_results(subject: ComparedGraph) -> list[Expected]:
     """Inputs and results of every setting; the graph and its source are opened on the CPU, one after the other."""
-    settings = compared_settings(subject.graph, graph_uses(subject.graph, subject.options.max_batch))
+    options = subject.options
+    settings = compared_settings(subject.graph, graph_uses(subject.graph, options.max_batch, options.usual_batch))
     rows = ROWS
     image: dict[str, Array] = {}
     if subject.source is not None:

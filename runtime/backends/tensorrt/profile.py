@@ -17,6 +17,7 @@ import msgspec
 
 from ....base.errors import InvariantError
 from ...bundle.graph_records import AxisRange, EngineOptions, Graph, GraphUse, Tensor
+from ...pipeline_options import usual_rows
 from ..unavailable import BackendUnavailable, Code, unavailable
 
 Shape = tuple[int, ...]
@@ -24,6 +25,7 @@ BATCH = "batch"  # the axis that EngineOptions.max_batch bounds
 # Memory of the GPU for each clip of the largest batch: BLIP's cross-attention keys and values take 42 MB in float32,
 # and are there twice, next to the buffers of the graphs; an estimate with room, which no GPU has confirmed.
 MB_PER_CLIP = 200
+SMALL_GPU_MB = 12_000
 
 
 @dataclass(frozen=True)
@@ -50,43 +52,55 @@ class Profile:
     inputs: tuple[InputRange, ...]
 
 
-def graph_uses(graph: Graph, max_batch: int | None = None) -> tuple[GraphUse, ...]:
-    """The uses of ``graph``, one of all its axes where it names none, with batches up to ``max_batch``."""
+def graph_uses(graph: Graph, max_batch: int | None = None, usual_batch: int | None = None) -> tuple[GraphUse, ...]:
+    """The uses of ``graph``, one of all its axes where it names none, with batches up to ``max_batch``, tuned for
+    ``usual_batch``; a use of single rows stays one."""
     uses = graph.uses or (GraphUse("all", graph.axes),)
-    return tuple(GraphUse(use.name, {word: _bounded(word, size, max_batch) for word, size in use.axes.items()})
-                 for use in uses)  # fmt: skip
+    return tuple(
+        GraphUse(use.name, {word: _bounded(word, size, max_batch, usual_batch) for word, size in use.axes.items()})
+        for use in uses
+    )
 
 
-def _bounded(word: str, size: AxisRange, max_batch: int | None) -> AxisRange:
-    if word != BATCH or max_batch is None or max_batch >= size.largest:
+def _bounded(word: str, size: AxisRange, max_batch: int | None, usual_batch: int | None) -> AxisRange:
+    if word != BATCH:
         return size
-    largest = max(size.smallest, max_batch)
-    return AxisRange(size.smallest, min(size.usual, largest), largest)
+    largest = size.largest if max_batch is None else max(size.smallest, min(size.largest, max_batch))
+    usual = size.usual if usual_batch is None or size.usual == 1 else max(size.smallest, usual_batch)
+    return AxisRange(size.smallest, min(usual, largest), largest)
 
 
 def largest_batch(graph: Graph, memory_mb: int) -> int | None:
     """The largest batch of an engine of ``graph`` on a GPU of ``memory_mb``: a power of two, and one of the graph's
-    sizes; None for a graph without a batch."""
+    sizes; None for a graph without a batch.
+
+    An engine holds scratch memory for its largest batch. A small GPU, which may share its memory with the processor,
+    gets engines of the usual batch.
+    """
     if BATCH not in graph.axes:
         return None
     fitting = max(1, memory_mb // MB_PER_CLIP)
+    if memory_mb < SMALL_GPU_MB:
+        fitting = min(fitting, usual_rows(graph, memory_mb))
     return max(graph.axes[BATCH].smallest, min(graph.axes[BATCH].largest, 1 << (fitting.bit_length() - 1)))
 
 
 def settled_options(options: EngineOptions, graph: Graph, memory_mb: int) -> EngineOptions:
-    """``options`` with the largest batch that an engine of ``graph`` gets on a GPU of ``memory_mb``."""
+    """``options`` with the largest and the usual batch of an engine of ``graph`` on a GPU of ``memory_mb``."""
     if BATCH not in graph.axes:
-        return msgspec.structs.replace(options, max_batch=None)
+        return msgspec.structs.replace(options, max_batch=None, usual_batch=None)
     bound = largest_batch(graph, memory_mb) if options.max_batch is None else options.max_batch
     assert bound is not None
-    return msgspec.structs.replace(options, max_batch=min(bound, graph.axes[BATCH].largest))
+    largest = min(bound, graph.axes[BATCH].largest)
+    usual = usual_rows(graph, memory_mb) if options.usual_batch is None else options.usual_batch
+    return msgspec.structs.replace(options, max_batch=largest, usual_batch=min(usual, largest))
 
 
-def profiles(graph: Graph, max_batch: int | None = None) -> tuple[Profile, ...]:
+def profiles(graph: Graph, max_batch: int | None = None, usual_batch: int | None = None) -> tuple[Profile, ...]:
     """A profile for every use of ``graph``; raises InvariantError for an axis without a range."""
     return tuple(
         Profile(use.name, tuple(_range(tensor, use.axes) for tensor in graph.inputs))
-        for use in graph_uses(graph, max_batch)
+        for use in graph_uses(graph, max_batch, usual_batch)
     )
 
 

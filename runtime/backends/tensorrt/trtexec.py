@@ -27,7 +27,7 @@ def trtexec_command(
     if options.workspace_mb is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
     words += ["--profilingVerbosity=detailed"] if options.detailed else []
-    every = profiles(graph, options.max_batch)
+    every = profiles(graph, options.max_batch, options.usual_batch)
     for number, profile in enumerate(every):
         words += [f"--profile={number}"] if len(every) > 1 else []
         moving = [one for one in profile.inputs if one.smallest != one.largest]

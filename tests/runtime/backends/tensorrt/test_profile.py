@@ -14,6 +14,7 @@ from flamest.runtime.backends.tensorrt.profile import (
     settled_options,
 )
 from flamest.runtime.bundle.graph_records import AxisRange, EngineOptions, Graph, GraphUse, Tensor
+from flamest.runtime.pipeline_options import PipelineMachine, PipelineOptions, caption_bytes, choose_sizes
 
 GRAPH = Graph(
     file="text.onnx",
@@ -66,11 +67,29 @@ def test_every_use_has_a_profile_with_batches_up_to_the_largest():
 
 def test_the_largest_batch_follows_the_gpus_memory():
     graph = msgspec.structs.replace(GRAPH, axes={"batch": AxisRange(1, 16, 128)}, inputs=GRAPH.inputs[:1])
-    assert [largest_batch(graph, mb) for mb in (100, 8_000, 24_000, 80_000)] == [1, 32, 64, 128]
-    assert settled_options(EngineOptions(), graph, 8_000).max_batch == 32
+    assert [largest_batch(graph, mb) for mb in (100, 8_000, 24_000, 80_000)] == [1, 8, 64, 128]
+    assert settled_options(EngineOptions(), graph, 8_000).max_batch == 8
     assert settled_options(EngineOptions(max_batch=500), graph, 8_000).max_batch == 128
     keyframes = msgspec.structs.replace(graph, axes={"frames": AxisRange(1, 32, 64)})
     assert settled_options(EngineOptions(max_batch=8), keyframes, 8_000).max_batch is None
+
+
+def test_an_engine_is_tuned_for_the_batch_that_the_pipeline_runs():
+    frames = msgspec.structs.replace(GRAPH, axes={"batch": AxisRange(1, 16, 128)}, inputs=GRAPH.inputs[:1])
+    captions = msgspec.structs.replace(GRAPH, uses=USES)
+    captions = msgspec.structs.replace(captions, axes={**GRAPH.axes, "batch": AxisRange(1, 16, 128)})
+    for megabytes in (7_600, 23_600, 143_000):
+        machine = PipelineMachine(1, 0, megabytes, caption_bytes(captions))
+        sizes = choose_sizes(PipelineOptions(), machine)
+        settled = settled_options(EngineOptions(), frames, megabytes)
+        assert (settled.usual_batch, settled.max_batch >= sizes.batch) == (sizes.batch, True)
+        settled = settled_options(EngineOptions(), captions, megabytes)
+        assert settled.usual_batch == min(sizes.captions, settled.max_batch)
+        step = profiles(captions, settled.max_batch, settled.usual_batch)[0]
+        assert step.inputs[0].usual == (settled.usual_batch, 1)
+    one = GraphUse("one", {**GRAPH.axes, "batch": AxisRange(1, 1, 128)})
+    single = msgspec.structs.replace(captions, uses=(*USES, one))
+    assert profiles(single, 128, 128)[-1].inputs[0].usual == (1, 1)
 
 
 def test_an_axis_without_a_range_is_an_error_that_names_it():
