@@ -1,4 +1,4 @@
-"""What the casts to fp32 around the softmax of ``vision`` cost in TensorRT: they stand between attention's products.
+"""Cost in TensorRT of the casts to fp32 around the softmax of ``vision``: they stand between attention's products.
 
 Not run on hardware yet.
 """

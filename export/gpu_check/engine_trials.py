@@ -82,6 +82,8 @@ def time_spec(spec: GraphSpec, options: EngineOptions, batches: Sequence[int], r
         path = Path(folder, graph.file)
         request = EngineRequest(graph.file, path, sha256_file(path), graph, options)
         built = build_engine_in_child(request, NoProgress())
+        if built.unproved is not None:
+            raise built.unproved
     with opened_engine(built.data, spec.name) as session:
         timed = {
             str(batch): time_session(session, graph, usual_sizes(graph, batch, frames=1), repeats) for batch in batches

@@ -1,4 +1,4 @@
-"""Does BLIP's image encoder leave the range of fp16? The measurement of an export, on its graph in fp32.
+"""Range of the values in BLIP's image encoder, beside that of fp16: the measurement of an export, on its graph in fp32.
 
 This needs no GPU. The claim is about the published weights: seeded ones say nothing about it, and are reported as such.
 """
