@@ -114,5 +114,5 @@ class DeviceRows:
 
     def _begin(self, row: int, count: int, rows: int) -> int:
         if not 0 <= row <= rows - count:
-            raise InvariantError(f"rows {row} to {row + count - 1} of {rows}")
+            raise InvariantError(f"row {row if row < 0 else row + count - 1} of {rows}")
         return row * self._row_bytes
