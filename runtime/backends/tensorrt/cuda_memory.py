@@ -31,6 +31,8 @@ SPARE = 4  # a free block serves sizes down to this part of its own
 LARGE = 1 << 20  # bytes: from here on sizes are rounded to a quarter of a power of two
 PINNED_SMALLEST = 1 << 16
 PINNED_RING = 4  # buffers of a size for which copies may be under way; small ones 8 times as many
+PINNED_MUCH = 512 << 20  # bytes of all buffers; beyond, a size gets 2 at most, and those not in use any more are freed
+PINNED_OLD = 256  # uses of buffers since the last one of a size, which is not in use any more then
 
 
 @dataclass
@@ -182,6 +184,9 @@ class PinnedMemory:
         self._lock = threading.Lock()
         self._idle: dict[int, deque[tuple[PinnedBuffer, Mark | None]]] = {}  # by size, the one used longest ago first
         self._made: dict[int, int] = {}
+        self._size = 0  # bytes of all buffers
+        self._uses = 0
+        self._last_use: dict[int, int] = {}  # by size
 
     @contextmanager
     def buffer(self, size: int) -> Iterator[PinnedUse]:
@@ -198,20 +203,48 @@ class PinnedMemory:
     def _take(self, size: int) -> PinnedBuffer:
         ring = PINNED_RING * 8 if size == PINNED_SMALLEST else PINNED_RING
         with self._lock:
+            self._uses += 1
+            self._last_use[size] = self._uses
+            ring = ring if self._size + size <= PINNED_MUCH else 2
             idle = self._idle.setdefault(size, deque())
             chosen = next((one for one in idle if _is_done(one[1])), None)
             if chosen is None and idle and self._made.get(size, 0) >= ring:
                 chosen = idle[0]
             if chosen is None:
                 self._made[size] = self._made.get(size, 0) + 1
+                self._size += size
             else:
                 idle.remove(chosen)
         if chosen is not None:
             host_wait(self._calls, chosen[1])
             return chosen[0]
         with self._rare:
+            self._make_room()
             flags = self._calls.runtime.cudaHostAllocDefault
-            return PinnedBuffer(int(self._calls("cudaHostAlloc", size, flags)), size)
+            try:
+                pointer = int(self._calls("cudaHostAlloc", size, flags))
+            except BaseException:
+                self._forget(size)
+                raise
+            return PinnedBuffer(pointer, size)
+
+    def _make_room(self) -> None:
+        """Free buffers of sizes that are not in use any more, as long as all together are too much."""
+        while True:
+            with self._lock:
+                old = [size for size, use in self._last_use.items() if self._uses - use > PINNED_OLD]
+                idle = next((self._idle[size] for size in old if self._idle[size]), None)
+                if self._size <= PINNED_MUCH or idle is None:
+                    return
+                buffer, mark = idle.popleft()
+            host_wait(self._calls, mark)
+            self._calls("cudaFreeHost", buffer.pointer)
+            self._forget(buffer.size)
+
+    def _forget(self, size: int) -> None:
+        with self._lock:
+            self._made[size] -= 1
+            self._size -= size
 
 
 @dataclass

@@ -203,6 +203,11 @@ class FakeCuda:
         self._pinned[ctypes.addressof(buffer)] = buffer
         return OK, ctypes.addressof(buffer)
 
+    def cudaFreeHost(self, ptr: int) -> tuple[Any, ...]:
+        self._check(ptr in self._pinned, "freed what is not page-locked")
+        del self._pinned[ptr]
+        return (OK,)
+
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: int) -> tuple[Any, ...]:
         if kind == cudaMemcpyKind.cudaMemcpyHostToDevice:
             self._check_pinned(src, count)

@@ -13,7 +13,7 @@ import pytest
 from flamest.base.errors import FlamestError, InvariantError
 from flamest.runtime.backends.element_types import ElementType
 from flamest.runtime.backends.row_moves import clear_rows, moves_of, put_rows
-from flamest.runtime.backends.tensorrt import cuda_calls, cuda_device
+from flamest.runtime.backends.tensorrt import cuda_calls, cuda_device, cuda_memory
 from flamest.runtime.backends.tensorrt.cuda_calls import CudaCalls, use_gpu
 from flamest.runtime.backends.tensorrt.cuda_device import CudaDevice
 from flamest.runtime.backends.tensorrt.cuda_streams import EVENTS
@@ -113,6 +113,33 @@ def test_page_locked_buffers_are_used_in_turns_and_few(uses):
     assert uses.cuda.calls.count("cudaHostAlloc") <= 4
     for index, value in enumerate(values):
         assert value.numpy()[-1] == index
+
+
+def test_page_locked_buffers_of_sizes_no_longer_in_use_are_freed(uses, monkeypatch):
+    monkeypatch.setattr(cuda_memory, "PINNED_MUCH", 3 << 20)
+    monkeypatch.setattr(cuda_memory, "PINNED_OLD", 8)
+
+    def pinned():
+        return {len(buffer) >> 20 for buffer in uses.cuda._pinned.values()}
+
+    def upload(mib):
+        assert uses.value(np.full(mib << 18, mib, np.float32)).numpy()[-1] == mib
+
+    for mib in (1, 2, 4) * 8:
+        upload(mib)
+    assert "cudaFreeHost" not in uses.cuda.calls  # all are in use, whatever they take together
+    for _ in range(8):
+        upload(4)
+    upload(8)  # a new size makes room
+    assert pinned() == {4, 8}
+    assert uses.device.pinned._size == sum(map(len, uses.cuda._pinned.values()))
+
+
+def test_beyond_much_page_locked_memory_a_size_has_two_buffers(uses, monkeypatch):
+    monkeypatch.setattr(cuda_memory, "PINNED_MUCH", 3 << 20)
+    values = [uses.value(np.full(1 << 19, index, np.float32)) for index in range(9)]
+    assert uses.cuda.calls.count("cudaHostAlloc") == 2
+    assert [value.numpy()[-1] for value in values] == list(range(9))
 
 
 def test_work_of_another_thread_is_not_captured(uses):
