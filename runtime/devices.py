@@ -67,23 +67,36 @@ def _parse(words: str) -> tuple[Device, ...]:
     for word in (part.strip() for part in words.split(",")):
         found = _CUDA.fullmatch(word)
         if word != "cpu" and found is None:
+            said = (
+                f"'{word}' is no device" if word else "a device is missing beside a comma" if "," in words else "empty"
+            )
             raise UsageError(
-                f"--device {words}: '{word}' is no device, expected cuda:N, cpu or all",
+                f"--device {words}: {said}, expected cuda:N, cpu or all",
                 fix="--device cuda:0, --device cuda:0,cuda:1, --device all or --device cpu; flamest-agent doctor lists "
                 "the GPUs",
             )
         devices.append(Device(int(found[1]) if found else None))
     gpus = [device for device in devices if device.gpu is not None]
-    if len(set(gpus)) != len(gpus) or len(devices) > MOST_DEVICES:
+    if len(set(gpus)) != len(gpus):
+        once = dict.fromkeys(device for device in devices if device.gpu is not None)
+        kept = [str(device) for device in (*once, *(device for device in devices if device.gpu is None))]
         raise UsageError(
-            f"--device {words}: expected each GPU once, and at most {MOST_DEVICES} devices",
-            fix="a larger --batch gives one GPU more to do at once",
+            f"--device {words}: expected each GPU once",
+            fix=f"--device {','.join(kept)}; a larger --batch gives a GPU more to do at once",
         )
+    if len(devices) > MOST_DEVICES:
+        raise UsageError(f"--device {words}: expected at most {MOST_DEVICES} devices", fix="--device all, or fewer")
     return tuple(devices)
 
 
 def _missing_error(word: str, gpus: Sequence[str], problem: str) -> SettingsError:
-    there = ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(gpus)) or problem or "none"
+    if not gpus:
+        return SettingsError(
+            f"--device {word}: no GPU can be used here: {problem or 'none was found'}",
+            fix="leave out --device to compute on the CPU; flamest-agent doctor says what a GPU lacks",
+            code="no_device",
+        )
+    there = ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(gpus))
     return SettingsError(
         f"--device {word}: there is no such GPU here; found: {there}",
         fix="leave out --device, or name one of those; flamest-agent doctor says what a GPU lacks",

@@ -13,6 +13,7 @@ from .ranges import Feeds
 FP16_MAX = 65504.0
 # Clips that were not measured may go further; three bits of room.
 ROOM = 8.0
+_NORMALISES = ("Cast", "Div", "Sub", "Transpose")  # a frame of whole bytes, before the network (export/graphs)
 
 
 def largest_magnitude(
@@ -20,7 +21,8 @@ def largest_magnitude(
 ) -> tuple[float, str]:
     """The largest magnitude of a value that a node of ``model`` (an ``onnx.ModelProto`` in fp32) makes from ``feeds``.
 
-    Second, the name of that value. Infinite where one is not finite.
+    Second, the name of that value. Infinite where one is not finite. Frames of whole bytes and their normalisation,
+    which is fp32 in every graph, are left out.
     """
     from onnx import ModelProto, TensorProto, helper
 
@@ -29,7 +31,9 @@ def largest_magnitude(
     measured = ModelProto()
     measured.CopyFrom(model)
     types = value_types(model)
-    names = [name for node in model.graph.node for name in node.output if types.get(name) == "float32"]
+    outside = _normalised(model)
+    made = [name for node in model.graph.node for name in node.output if name not in outside]
+    names = [name for name in made if types.get(name) == "float32"]
     del measured.graph.output[:]
     for index, name in enumerate(names):
         measured.graph.node.extend(
@@ -50,14 +54,27 @@ def largest_magnitude(
     return float(largest[at]), names[at]
 
 
+def _normalised(model: Any) -> set[str]:
+    """The values between an input of whole bytes and the first node that does more than normalise it."""
+    from onnx import TensorProto
+
+    inputs = model.graph.input
+    found = {each.name for each in inputs if each.type.tensor_type.elem_type == TensorProto.UINT8}
+    for node in model.graph.node:
+        if node.op_type in _NORMALISES and node.input[0] in found:
+            found.update(node.output)
+    return found
+
+
 def fits_fp16(largest: float) -> bool:
     return largest * ROOM <= FP16_MAX
 
 
 def magnitude_note(graph: str, largest: float) -> str:
     """The measurement, for the notes of a bundle."""
-    room = "room for" if fits_fp16(largest) else "less room than"
+    room = f"room for a factor of {FP16_MAX / largest:.4g}" if largest else "room for any factor"
+    short = "" if fits_fp16(largest) else f", less than the {ROOM:.0f} that are asked for"
     return (
-        f"{graph}: the largest magnitude on the calibration clips is {largest:.4g}, fp16 ends at {FP16_MAX:.0f}: "
-        f"{room} a factor of {ROOM:.0f}"
+        f"{graph}: the largest magnitude inside the network on the calibration clips is {largest:.4g}, fp16 ends at "
+        f"{FP16_MAX:.0f}: {room}{short}"
     )

@@ -306,10 +306,29 @@ def test_other_words_for_devices_are_refused(words):
     assert caught.value.fix
 
 
-@pytest.mark.parametrize(("words", "gpus"), [("cuda:2", GPUS), ("all", []), ("cuda:0", [])])
-def test_a_missing_gpu_is_an_error_that_lists_those_there(words, gpus):
-    with pytest.raises(SettingsError, match=r"found: (cuda:0 \(NVIDIA H200\), cuda:1|no driver)") as caught:
-        parse_devices(words, gpus, problem="no driver")
+@pytest.mark.parametrize(("words", "fix"), [("cuda:0,cuda:0", "cuda:0;"), ("cuda:1,cpu,cuda:1", "cuda:1,cpu;")])
+def test_a_gpu_named_twice_is_named_once_in_the_fix(words, fix):
+    with pytest.raises(UsageError, match="each GPU once") as caught:
+        check_devices(words)
+    assert caught.value.fix.startswith(f"--device {fix}")
+
+
+def test_a_comma_without_a_device_is_named():
+    with pytest.raises(UsageError, match="a device is missing beside a comma"):
+        check_devices(",")
+
+
+@pytest.mark.parametrize("words", ["all", "cuda:0", "cpu,cuda:0"])
+def test_without_any_gpu_the_reason_is_given_and_no_choice_offered(words):
+    with pytest.raises(SettingsError, match="no GPU can be used here: no driver") as caught:
+        parse_devices(words, [], problem="no driver")
+    assert caught.value.code == "no_device"
+    assert "name one" not in caught.value.fix
+
+
+def test_a_missing_gpu_is_an_error_that_lists_those_there():
+    with pytest.raises(SettingsError, match=r"found: cuda:0 \(NVIDIA H200\), cuda:1") as caught:
+        parse_devices("cuda:2", GPUS)
     assert caught.value.code == "no_device"
 
 

@@ -113,3 +113,12 @@ def test_doctor_lists_what_can_be_built_with_fixes(monkeypatch):
 def test_doctor_finds_this_machine_able():
     found = said(run("doctor", "--json"))
     assert found["can_build"]["onnx"] is True
+
+
+@pytest.mark.parametrize(("cosine", "missed"), [(0.99875, True), (0.9995, False)])
+def test_int8_below_its_aim_says_that_it_was_not_reached(cosine, missed):
+    from flamest.export.cli.output import int8_line
+    from flamest.runtime.bundle.graph_records import Int8Arithmetic
+
+    line = int8_line(Int8Arithmetic((), 1.0, 0.9, 1000, cosine, 10))
+    assert ("the aim of 0.999 was not reached" in line) is missed

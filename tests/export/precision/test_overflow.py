@@ -12,6 +12,7 @@ from flamest.export.precision.calibration import CHAIN_SEED, seeded_clips
 from flamest.export.precision.choice import PrecisionChoice
 from flamest.export.precision.lowering import Lowering, measure_fp16
 from flamest.export.precision.overflow import FP16_MAX, ROOM, fits_fp16, largest_magnitude, magnitude_note
+from onnx import TensorProto, helper, numpy_helper
 
 from .conftest import LOUD, WIDTH, outlier_model, rows
 
@@ -30,8 +31,29 @@ def test_fp16_needs_room_beyond_what_was_seen():
     assert not fits_fp16(FP16_MAX / ROOM * 1.01)
     assert not fits_fp16(float("inf"))
     assert "12.5" in magnitude_note("vision", 12.5)
-    assert "room for a factor of 8" in magnitude_note("vision", 12.5)
-    assert "less room than a factor of 8" in magnitude_note("vision", 1e5)
+    assert "room for a factor of 5240" in magnitude_note("vision", 12.5)
+    assert "less than the 8 that" not in magnitude_note("vision", 12.5)
+    assert "room for a factor of 0.655, less than the 8 that are asked for" in magnitude_note("vision", 1e5)
+
+
+def test_the_bytes_of_a_frame_and_their_normalisation_are_not_measured():
+    model = outlier_model(loud=1.0)
+    frame = helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", WIDTH])
+    constants = {"white": np.float32(255), "mean": np.float32(0.5)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
+    before = [("Cast", ["x"], "wide", {"to": TensorProto.FLOAT}), ("Div", ["wide", "white"], "whole", {})]
+    before.append(("Sub", ["whole", "mean"], "normal", {}))
+    nodes = [helper.make_node(kind, given, [name], **more) for kind, given, name, more in before]
+    model.graph.node[0].input[0] = "normal"
+    nodes.extend(model.graph.node)
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend(nodes)
+    model.graph.input.append(frame)
+    largest, name = largest_magnitude(model, [{"x": np.full((4, WIDTH), 255, np.uint8)}], threads=1)
+    assert largest < 100
+    assert name not in ("wide", "whole", "normal")
 
 
 @pytest.mark.parametrize(
