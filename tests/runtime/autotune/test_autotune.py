@@ -17,6 +17,7 @@ from flamest.runtime.autotune.benchmark import MIN_PASSES, ClipResult, benchmark
 from flamest.runtime.autotune.measurements import MIXED, Measured, Measurement, keep_measured, read_measured
 from flamest.runtime.autotune.selection import AutotuneRequest, autotune_backends
 from flamest.runtime.backends import opening
+from flamest.runtime.backends.machine import Gpu
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.clip_records import Caption, Clip
 from typer.testing import CliRunner
@@ -319,3 +320,12 @@ def test_auto_with_a_backend_is_refused(toy_bundle, videos, tmp_path):
     assert done.exit_code == 2
     assert "also chooses the backend" in done.output
     assert not (tmp_path / "s.sqlite").exists()
+
+
+def test_a_gpu_that_is_not_to_be_used_does_not_end_the_choice(toy_bundle, tmp_path, monkeypatch):
+    genuine = opening.machine_facts()
+    monkeypatch.setattr(selection, "_on_gpu", lambda _, facts: facts.gpu is not None)
+    monkeypatch.setattr(selection, "machine_facts", lambda: dataclasses.replace(genuine, gpu=Gpu("A", "9.0", 80_000)))
+    request = AutotuneRequest(toy_bundle, folder=tmp_path, facts=dataclasses.replace(genuine, gpu=None))
+    assert "a GPU runs the networks" in autotune_backends(dataclasses.replace(request, facts=None), no_clips()).why
+    assert "a GPU runs the networks" not in autotune_backends(request, iter(())).why
