@@ -42,6 +42,7 @@ from .pipeline_options import (
     PipelineOptions,
     PipelineSizes,
     caption_bytes,
+    check_batch,
     choose_sizes,
 )
 from .stages import OneThread, Stages, ThreadPerStage
@@ -243,6 +244,8 @@ def open_extractor(
     if "keyframes" in stages_of(checked.manifest):
         load_clustering()
     pipeline = pipeline or PipelineOptions()
+    if pipeline.batch is not None:
+        check_batch(pipeline.batch, (checked.manifest.graphs[name] for name in checked.manifest.needed_graphs))
     cores = opening.threads or usable_cores()
     readers = pipeline.readers or min(cores, MOST_READERS)
     with ExitStack() as opened:

@@ -6,8 +6,10 @@ Embeddings do not depend on it; memory grows with it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..base.errors import UsageError
 from .bundle.graph_records import Graph
 
 CPU_READERS = 3  # two or three keep a CPU's networks busy; each may hold 256 MB of frames (docs/benchmarks/speed.md)
@@ -66,6 +68,16 @@ def choose_sizes(options: PipelineOptions, machine: PipelineMachine) -> Pipeline
         fitting = int(READERS_SHARE * machine.memory_bytes / options.workers / READER_BYTES)
         readers = max(1, min(MOST_READERS, machine.cores - 1, fitting))
     return PipelineSizes(options.readers or readers, options.batch or batch, options.captions or captions)
+
+
+def check_batch(batch: int, graphs: Iterable[Graph]) -> None:
+    """Raise UsageError when ``batch`` clips are more than one of ``graphs`` was exported for."""
+    largest = min((graph.axes["batch"].largest for graph in graphs if "batch" in graph.axes), default=batch)
+    if batch > largest:
+        raise UsageError(
+            f"a batch of {batch} clips is more than this bundle's networks take at once, {largest}",
+            fix=f"--batch {largest}, or fewer (agent.toml: batch in [work])",
+        )
 
 
 def caption_bytes(text: Graph) -> int:

@@ -235,6 +235,8 @@ def _show(report: ExtractReport, store: Path) -> None:
     say(f"peak memory: {report.peak_mb:.0f} MB")
     for crash in report.crashes:
         say(f"the worker for {crash.device} ended ({crash.reason}); {crash.clips} clips were in work")
+    for note in report.notes:
+        say(f"warning: {note}")
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:
@@ -248,7 +250,8 @@ def _stopped(report: ExtractReport, number: int) -> Interrupted:
     done = report.extracted + report.skipped + len(report.failed)
     return interruption(
         number,
-        f"stopped with {report.clips - done} of {report.clips} clips left; the others are in the store",
+        f"stopped with {report.clips - done} of {report.clips} clips left"
+        + ("; the others are in the store" if report.extracted + report.skipped else ""),
         fix="run the same command again to continue",
     )
 

@@ -43,6 +43,7 @@ from .report import (
 )
 from .store import Failure, FeatureStore
 
+IMPORTED = "imported:"  # before the name of embeddings that no bundle made
 MOST_STORED_TOGETHER = 256  # clips; being killed costs no more than these and those in progress
 
 
@@ -297,6 +298,19 @@ class _Extraction:
         return self._extractor is not None and self._precision_policy.uses_stored_precision
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each other bundle whose features the store holds: training takes those of one alone."""
+        others: dict[str, int] = {}
+        for kind in self._store.kinds():
+            if kind.fingerprint != self._fingerprint and not kind.fingerprint.startswith(IMPORTED):
+                others[kind.fingerprint] = max(others.get(kind.fingerprint, 0), kind.clips)
+        return tuple(
+            f"the store has {clips} clips of another bundle (fingerprint {fingerprint[:12]}); to train with "
+            f"this one's: flamest-agent train --fingerprint {self._fingerprint[:12]}"
+            for fingerprint, clips in others.items()
+        )
+
+    @property
     def placements(self) -> tuple[GraphPlacement, ...]:
         return tuple(self._extractor.placements.values()) if self._extractor else ()
 
@@ -381,4 +395,5 @@ def _report(folder: ClipFolder, outcomes: list[_Outcome], extraction: _Extractio
         used_stored_precision=extraction.used_stored_precision,
         pipeline=extraction.pipeline,
         crashes=extraction.crashes,
+        notes=extraction.notes,
     )

@@ -50,6 +50,7 @@ class ExtractReport:
     used_stored_precision: bool = False  # no precision was chosen, and the store's was used
     # By device what was chosen: decoder processes, clips in one run, captions at once. Empty as placements are.
     pipeline: dict[str, PipelineSizes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # on the store: what training has to know
     crashes: tuple[WorkerCrash, ...] = ()  # worker processes that ended; their clips went to others
 
     @property

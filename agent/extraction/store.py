@@ -195,6 +195,10 @@ class FeatureStore:
         query = "SELECT fingerprint, precision, count(*) FROM features GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
         return [FeatureKind(*row) for row in self._rows(query)]
 
+    def _newest_first(self) -> list[FeatureKind]:
+        query = "SELECT fingerprint, precision, count(*) FROM features GROUP BY 1, 2 ORDER BY max(rowid) DESC"
+        return [FeatureKind(*row) for row in self._rows(query)]
+
     def width(self, fingerprint: str) -> int | None:
         """Return the width of the embeddings with this fingerprint, by the first of them; None: there are none."""
         rows = self._rows("SELECT length(x) / 4 FROM features WHERE fingerprint = ? LIMIT 1", (fingerprint,))
@@ -258,9 +262,11 @@ class FeatureStore:
             return fits[0]
         held = "; ".join(f"{kind.clips} clips with {kind.fingerprint}, {kind.precision}" for kind in fits or kinds)
         if fits:
+            newest = next(kind for kind in self._newest_first() if kind in fits)
             raise DataError(
                 f"{printable_path(self._path)} holds features of several kinds: {held}",
-                fix="choose one with --fingerprint and --precision",
+                fix="choose one with --fingerprint and --precision; extracted last: "
+                f"--fingerprint {newest.fingerprint[:12]} --precision {newest.precision}",
                 code="several_kinds",
             )
         asked = f"fingerprint {fingerprint or 'any'}, precision {precision or 'any'}"

@@ -22,6 +22,7 @@ from ...runtime.backends.options import BACKENDS
 from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import TrustedKeys
 from ...runtime.clip_records import graph_of
+from ...runtime.pipeline_options import check_batch
 from ...runtime.similarity import cosine, row_cosines
 from .child import bench_job
 from .inputs import pick_clips, render_clips
@@ -109,6 +110,8 @@ def run_bench(request: BenchRequest, progress: Progress) -> dict[str, Any]:
     ``nothing_measured`` when every backend was refused.
     """
     manifest = open_bundle(request.bundle, request.trusted).manifest
+    if request.batches:
+        check_batch(max(request.batches), (manifest.graphs[name] for name in manifest.needed_graphs))
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flamest-bench-")))
         if request.videos is None:

@@ -91,13 +91,14 @@ def profile(
     with progress_bar("profiling", len(graphs) * len(names), unit="graphs") as progress:
         figures = run_profile(request, progress)
     if not as_json:
-        show_profile(figures, layers)
+        show_profile(figures, layers, named=bool(backend))
         if out is not None:
             print(f"\nthe runtimes' own files are in {out}")
     return {"bundle": str(bundle), "fingerprint": manifest.fingerprint, **figures}
 
 
-def show_profile(figures: Mapping[str, Any], layers: int) -> None:
+def show_profile(figures: Mapping[str, Any], layers: int, *, named: bool) -> None:
+    """Print the figures; ``named``: the backends were, so that one that does not run here is of interest."""
     for name, found in figures["backends"].items():
         print(f"\n{name}: a clip by stages, one at a time")
         for stage, row in found["stages"].items():
@@ -105,6 +106,9 @@ def show_profile(figures: Mapping[str, Any], layers: int) -> None:
         for graph, row in found["graphs"].items():
             _show_graph(name, graph, row, layers)
     for name, refused in figures["refused"].items():
+        if not named:
+            print(f"not here: {name}: {refused['message'].splitlines()[-1].strip()}")
+            continue
         print(f"\n{name} does not run here: {refused['message']}")
         if refused["fix"]:
             print(f"  fix: {refused['fix']}")

@@ -46,6 +46,9 @@ NO_BF16_ON_CUDA_BEFORE_22 = frozenset({"AveragePool", "Conv"})  # by opset
 _SAME_EVERYWHERE = "add --backend openvino to flamest-agent extract, the same at every silo of a run"
 
 
+ON_A_GPU = ("tensorrt", "onnxruntime-cuda")
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A backend for one graph; ``unavailable`` is None where it may be tried."""
@@ -101,7 +104,7 @@ def _tensorrt_problem(
     """The reason why TensorRT cannot run the graph. The driver comes first: without one TensorRT may crash."""
     missing = _missing_for_tensorrt(facts)
     if facts.gpu is None:
-        return _without_gpu(facts, missing)
+        return _without_gpu(facts, missing, asked=backend_options.backend_of(name) in ON_A_GPU)
     if missing:
         return missing[0]
     if backend_options.bf16_of(name):
@@ -131,12 +134,16 @@ def _missing_for_tensorrt(facts: MachineFacts) -> list[BackendUnavailable]:
     return missing
 
 
-def _without_gpu(facts: MachineFacts, missing: Sequence[BackendUnavailable] = ()) -> BackendUnavailable:
-    """No GPU, together with all else that is ``missing``, so that one answer names everything."""
+def _without_gpu(facts: MachineFacts, missing: Sequence[BackendUnavailable] = (), *, asked: bool) -> BackendUnavailable:
+    """No GPU, together with all else that is ``missing``, so that one answer names everything.
+
+    ``asked``: a backend of a GPU was requested by name, which may be left out.
+    """
     first = no_gpu_reason(facts)
     evidence = "; ".join((first.evidence, *map(str, missing)))
     fix = "; then: ".join(dict.fromkeys((first.fix, *(one.fix for one in missing))))
-    return unavailable(first.code, evidence, fix=f"{fix}; without a GPU: leave --backend out")
+    way_out = "; without a GPU: leave --backend out" if asked else ""
+    return unavailable(first.code, evidence, fix=f"{fix}{way_out}")
 
 
 def _matching_engine(graph: Graph, facts: MachineFacts) -> tuple[EngineRecord | None, BackendUnavailable | None]:
@@ -188,7 +195,7 @@ def _ort_cuda_problem(
     name: str, graph: Graph, facts: MachineFacts, backend_options: BackendOptions
 ) -> BackendUnavailable | None:
     if facts.gpu is None:
-        return _without_gpu(facts)
+        return _without_gpu(facts, asked=backend_options.backend_of(name) in ON_A_GPU)
     if problem := _onnxruntime_missing(facts, "pip install 'flamest[agent-gpu]'"):
         return problem
     if not facts.ort_has_cuda:

@@ -1,10 +1,15 @@
 """Many clips at once give, clip by clip and in their order, what each gives alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from flamest.base.errors import InvariantError
+from flamest.base.errors import InvariantError, UsageError
 from flamest.base.files import sha256_file
+from flamest.base.progress import NoProgress
+from flamest.export.bench.comparison import BenchRequest, run_bench
 from flamest.runtime.backends.onnxruntime_cpu import OrtSession, open_session
+from flamest.runtime.bundle.packaged import resolve_bundle
 from flamest.runtime.caption_batch import CaptionBatch
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import PipelineOptions, open_extractor
@@ -33,6 +38,15 @@ def bytes_of(done):
 @pytest.fixture(scope="module")
 def one_by_one(toy_bundle, many):
     return extracted(toy_bundle, many, PipelineOptions(readers=1, batch=1, captions=1))
+
+
+def test_a_batch_above_the_bundles_largest_is_refused():
+    bundle = resolve_bundle(Path("miniworld"))
+    with pytest.raises(UsageError, match=r"a batch of 500 clips is more than .* at once, 128") as caught:
+        open_extractor(bundle, pipeline=PipelineOptions(batch=500))
+    assert "--batch 128" in caught.value.fix
+    with pytest.raises(UsageError, match="a batch of 500"):
+        run_bench(BenchRequest(bundle, batches=(1, 500)), NoProgress())
 
 
 @pytest.mark.parametrize(("readers", "captions"), [(1, 8), (3, 1), (2, 3), (4, 16)])

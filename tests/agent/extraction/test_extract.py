@@ -498,3 +498,29 @@ def test_the_page_on_clips_lists_every_code_and_which_are_remembered():
     assert {code for code, row in table.items() if row.endswith("| not tried again |")} == REMEMBERED_CODES - {
         TIMEOUT_CODE
     }
+
+
+def test_features_of_another_bundle_in_the_store_are_reported(toy_bundle, made, tmp_path):
+    import sqlite3
+    from contextlib import closing
+
+    path = tmp_path / "s.sqlite"
+    request = ExtractRequest(toy_bundle, made, path)
+    assert extract_folder(request).notes == ()
+    with closing(sqlite3.connect(path)) as store, store:
+        store.execute("UPDATE features SET fingerprint = ?", ("ab" * 32,))
+    (note,) = extract_folder(request).notes
+    assert note.startswith("the store has 5 clips of another bundle (fingerprint abababababab)")
+    assert "train --fingerprint" in note
+
+
+@pytest.mark.parametrize(("stored", "said"), [(0, False), (3, True)])
+def test_a_stopped_extraction_speaks_of_stored_clips_where_there_are_some(stored, said):
+    from types import SimpleNamespace
+
+    from flamest.agent.cli.extraction import _stopped
+
+    report = SimpleNamespace(clips=22, extracted=stored, skipped=0, failed=())
+    message = _stopped(report, signal.SIGINT).message
+    assert f"stopped with {22 - stored} of 22 clips left" in message
+    assert ("the others are in the store" in message) is said

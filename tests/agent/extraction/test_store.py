@@ -106,6 +106,7 @@ def test_several_kinds_of_features_are_never_mixed(path):
         with pytest.raises(DataError) as caught:
             store.read()
         assert caught.value.code == "several_kinds"
+        assert caught.value.fix.endswith(f"--fingerprint {PRINT[:12]} --precision fp16")  # extracted last
         assert PRINT in caught.value.message
         assert "ab" * 32 in caught.value.message
         assert store.read(PRINT, "fp16").captions == ("a person waves 6",)

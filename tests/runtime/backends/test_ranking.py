@@ -70,9 +70,14 @@ def test_a_bare_machine_has_only_onnxruntime():
     }
 
 
+def test_without_a_gpu_a_backend_that_was_not_named_cannot_be_left_out():
+    for candidate in rank_backends("cnn", GRAPH, BARE, BackendOptions())[:3]:
+        assert "--backend" not in candidate.unavailable.fix
+
+
 def test_without_a_gpu_tensorrt_names_all_that_is_missing():
     plan, rebuild, cuda, *_ = rank_backends(
-        "cnn", GRAPH, dataclasses.replace(BARE, driver_missing=True), BackendOptions()
+        "cnn", GRAPH, dataclasses.replace(BARE, driver_missing=True), BackendOptions("tensorrt")
     )
     for candidate in (plan, rebuild):
         assert candidate.unavailable.evidence.startswith(f"{BARE.driver_problem}; TRT_MISSING: no package tensorrt")
