@@ -322,7 +322,7 @@ def test_auto_with_a_backend_is_refused(toy_bundle, videos, tmp_path):
     assert not (tmp_path / "s.sqlite").exists()
 
 
-def test_a_gpu_that_is_not_to_be_used_does_not_end_the_choice(toy_bundle, tmp_path, monkeypatch):
+def test_a_gpu_that_is_not_used_does_not_end_the_choice(toy_bundle, tmp_path, monkeypatch):
     genuine = opening.machine_facts()
     monkeypatch.setattr(selection, "_on_gpu", lambda _, facts: facts.gpu is not None)
     monkeypatch.setattr(selection, "machine_facts", lambda: dataclasses.replace(genuine, gpu=Gpu("A", "9.0", 80_000)))

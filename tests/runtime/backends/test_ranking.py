@@ -70,7 +70,7 @@ def test_a_bare_machine_has_only_onnxruntime():
     }
 
 
-def test_without_a_gpu_a_backend_that_was_not_named_cannot_be_left_out():
+def test_a_backend_that_was_not_named_cannot_be_left_out():
     for candidate in rank_backends("cnn", GRAPH, BARE, BackendOptions())[:3]:
         assert "--backend" not in candidate.unavailable.fix
 
