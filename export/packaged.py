@@ -45,8 +45,8 @@ def packaged_manifest() -> Manifest:
 
 
 def is_same(one: Manifest, other: Manifest) -> bool:
-    """True when two manifests have the same fingerprint and the same files."""
-    return one.fingerprint == other.fingerprint and one.files == other.files
+    """True when two manifests have the same fingerprint, files and records of graphs."""
+    return one.fingerprint == other.fingerprint and one.files == other.files and one.graphs == other.graphs
 
 
 def main() -> None:
