@@ -11,7 +11,7 @@ import contextlib
 import os
 import pickle
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -64,6 +64,7 @@ class _Task:
 
 @dataclass(eq=False)
 class _Worker:
+    name: str  # its device, and a number from the second on
     device: Device
     setup: WorkerSetup
     process: ChildProcess
@@ -98,7 +99,7 @@ class DeviceWorkers:
         self._suspects: deque[_Task] = deque()
         self._last_error: FlamestError | None = None
         self.placements: dict[str, GraphPlacement] = {}  # by graph, of the first worker
-        self.pipeline: dict[str, PipelineSizes] = {}  # by device; two CPU workers have the same
+        self.pipeline: dict[str, PipelineSizes] = {}  # by worker: its device, "cpu (2)" for a second one on it
         self.crashes: list[WorkerCrash] = []
 
     @classmethod
@@ -116,8 +117,10 @@ class DeviceWorkers:
         """
         workers = cls(notice)
         try:
-            for some in (setups[:1], setups[1:]):
-                workers._workers += [_start(device, setup) for device, setup in some]
+            names = _worker_names([device for device, _ in setups])
+            named = [(name, *each) for name, each in zip(names, setups, strict=True)]
+            for some in (named[:1], named[1:]):
+                workers._workers += [_start(*each) for each in some]
                 while any(worker.opened is None for worker in workers._workers):
                     if stop():
                         raise Stopped
@@ -128,6 +131,7 @@ class DeviceWorkers:
         except BaseException:
             workers.close()
             raise
+        workers.pipeline = {name: workers.pipeline[name] for name in names if name in workers.pipeline}
         return workers
 
     @property
@@ -231,7 +235,7 @@ class DeviceWorkers:
             self._notice(answer.text)
         elif isinstance(answer, WorkerOpened):
             worker.opened = answer
-            self._note_opened(worker.device, answer)
+            self._note_opened(worker.name, answer)
         elif isinstance(answer, Failed):
             self._last_error = answer.error()
             worker.process.close()
@@ -244,8 +248,8 @@ class DeviceWorkers:
             else:
                 yield ExtractionResult(task.clip, None, _error(answer))
 
-    def _note_opened(self, device: Device, opened: WorkerOpened) -> None:
-        self.pipeline[str(device)] = PipelineSizes(opened.readers, opened.batch, opened.captions)
+    def _note_opened(self, name: str, opened: WorkerOpened) -> None:
+        self.pipeline[name] = PipelineSizes(opened.readers, opened.batch, opened.captions)
         for each in opened.placements:
             placement = GraphPlacement(each.graph, each.backend, each.where, each.precision, ())
             self.placements.setdefault(each.graph, placement)
@@ -265,7 +269,7 @@ class DeviceWorkers:
 
     def _restart(self, worker: _Worker) -> None:
         try:
-            again = _start(worker.device, worker.setup)
+            again = _start(worker.name, worker.device, worker.setup)
         except SettingsError as error:  # the other workers go on
             self._last_error = error
             self.crashes.append(WorkerCrash(str(worker.device), error.message, 0))
@@ -274,7 +278,17 @@ class DeviceWorkers:
         self._workers.append(again)
 
 
-def _start(device: Device, setup: WorkerSetup) -> _Worker:
+def _worker_names(devices: Sequence[Device]) -> list[str]:
+    """The devices' names: "cpu", "cpu (2)"."""
+    seen: Counter[Device] = Counter()
+    names = []
+    for device in devices:
+        seen[device] += 1
+        names.append(f"{device} ({seen[device]})" if seen[device] > 1 else str(device))
+    return names
+
+
+def _start(name: str, device: Device, setup: WorkerSetup) -> _Worker:
     try:
         process = ChildProcess(PROGRAM, environment=device.environment())
     except ChildEnded as ended:
@@ -285,7 +299,7 @@ def _start(device: Device, setup: WorkerSetup) -> _Worker:
         ) from ended
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended: ``receive`` says how
         process.channel.send(Setup(), pickle.dumps(setup))
-    return _Worker(device, setup, process)
+    return _Worker(name, device, setup, process)
 
 
 def _features(answer: ClipDone, payload: bytearray) -> ClipFeatures:

@@ -103,8 +103,10 @@ def show_placements(placements: Sequence[GraphPlacement], backend_options: Backe
 def show_pipeline(pipeline: Mapping[str, PipelineSizes]) -> None:
     """Print what was chosen for each device."""
     for device, sizes in pipeline.items():
-        captions = f", {sizes.captions} captions at once" if sizes.captions else ""
-        say(f"{device}: {sizes.readers} readers, {sizes.batch} clips in one run{captions}")
+        captions = f", {sizes.captions} caption{'s' if sizes.captions != 1 else ''} at once" if sizes.captions else ""
+        readers = f"{sizes.readers} reader{'s' if sizes.readers != 1 else ''}"
+        clips = f"{sizes.batch} clip{'s' if sizes.batch != 1 else ''}"
+        say(f"{device}: {readers}, {clips} in one run{captions}")
 
 
 class _Refused(NamedTuple):

@@ -27,7 +27,6 @@ def worker_setups(request: ExtractRequest) -> list[tuple[Device, WorkerSetup]]:
     devices = parse_devices(request.device, [gpu.name for gpu in facts.gpus], problem=facts.driver_problem)
     if devices == CPU:
         return []
-    pipeline = share_of(request.pipeline, len(devices))
     threads = max(1, (request.threads or usable_cores()) // len(devices))
     return [
         (
@@ -36,19 +35,21 @@ def worker_setups(request: ExtractRequest) -> list[tuple[Device, WorkerSetup]]:
                 bundle=request.bundle,
                 needs_gpu=device.gpu is not None,
                 threads=threads,
-                pipeline=pipeline,
+                pipeline=share_of(request.pipeline, len(devices), number),
                 limits=request.limits,
                 trusted=request.trusted,
                 backend_options=request.backend_options,
             ),
         )
-        for device in devices
+        for number, device in enumerate(devices)
     ]
 
 
-def share_of(pipeline: PipelineOptions, workers: int) -> PipelineOptions:
-    """The options of one of several workers: its part of the readers and of the memory."""
-    readers = None if pipeline.readers is None else max(1, pipeline.readers // workers)
+def share_of(pipeline: PipelineOptions, workers: int, number: int = 0) -> PipelineOptions:
+    """The options of worker ``number``, from 0: its part of the memory and of the readers; the first take the rest."""
+    readers = pipeline.readers
+    if readers is not None:
+        readers = max(1, readers // workers + (number < readers % workers))
     return replace(pipeline, readers=readers, workers=workers)
 
 

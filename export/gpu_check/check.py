@@ -116,7 +116,7 @@ def require_gpu(facts: MachineFacts) -> None:
             Code.NO_DRIVER_OR_GPU,
             f"gpu-check needs an NVIDIA GPU, and there is none here: {facts.driver_problem or 'no driver'}",
             fix="run it on the machine with the GPU: make gpu-check (nvidia-smi there shows what the driver sees); "
-            "without a GPU: flamest-export check DIR, flamest-export bench DIR",
+            "without a GPU: flamest-export check DIR, flamest-export bench DIR; to try the steps: make gpu-check-dry",
         ).error()
 
 

@@ -82,7 +82,8 @@ def test_embeddings_do_not_depend_on_the_number_of_workers(opened, many, alone):
     assert {done.clip: bytes_of(done) for done in workers.extract_all(many)} == alone
     assert not workers.crashes
     assert set(workers.placements) == {"keyframes", "vision", "text", "cnn"}
-    assert workers.pipeline["cpu"].readers == 1
+    assert list(workers.pipeline) == ["cpu", "cpu (2)", "cpu (3)"]
+    assert workers.pipeline["cpu (3)"].readers == 1
 
 
 def test_a_worker_that_is_killed_in_the_middle_costs_no_clip(opened, many, alone):
@@ -175,12 +176,12 @@ def fake(monkeypatch):
     def open_fake(first, later=()):
         coming, started = iter([*first, *later]), []
 
-        def start(device, setup):
+        def start(name, device, setup):
             process = next(coming)
             if isinstance(process, Exception):
                 raise process
             started.append(process)
-            return device_workers._Worker(device, setup, process)
+            return device_workers._Worker(name, device, setup, process)
 
         monkeypatch.setattr(device_workers, "_start", start)
         monkeypatch.setattr(

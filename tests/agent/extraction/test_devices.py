@@ -41,7 +41,7 @@ def test_two_workers_fill_the_store_as_one_process_does(toy_bundle, videos, tmp_
     two = ExtractRequest(toy_bundle, videos, tmp_path / "two.sqlite", threads=2, device="cpu,cpu")
     reports = [extract_folder(request) for request in (one, two)]
     assert [report.extracted for report in reports] == [6, 6]
-    assert [list(report.pipeline) for report in reports] == [["cpu"], ["cpu"]]
+    assert [list(report.pipeline) for report in reports] == [["cpu"], ["cpu", "cpu (2)"]]
     assert reports[1].placements
     assert reports[1].peak_mb > 0
     alone, shared = (stored(request.store) for request in (one, two))
@@ -96,7 +96,7 @@ def test_the_command_takes_devices_and_sizes_and_reports_them(toy_bundle, videos
     assert report["crashes"] == []
     shown = CliRunner().invoke(app, ["extract", *map(str, arguments[:-1]), str(tmp_path / "t.sqlite")])
     assert "cpu: " in shown.output
-    assert "1 clips in one run, 4 captions at once" in shown.output
+    assert "1 clip in one run, 4 captions at once" in shown.output
 
 
 @pytest.mark.parametrize(("device", "code", "status"), [("gpu", "usage", 2), ("cuda:7", "no_device", 78)])
@@ -119,8 +119,9 @@ def test_workers_share_cores_readers_and_memory(toy_bundle, videos, tmp_path, mo
     )
     setups = worker_setups(request)
     assert [str(device) for device, _ in setups] == ["cuda:0", "cuda:1"]
+    assert [setup.pipeline.readers for _, setup in setups] == [5, 4]
     for _, setup in setups:
-        assert (setup.threads, setup.pipeline.readers, setup.pipeline.workers, setup.needs_gpu) == (6, 4, 2, True)
+        assert (setup.threads, setup.pipeline.workers, setup.needs_gpu) == (6, 2, True)
     assert share_of(PipelineOptions(), 3) == PipelineOptions(workers=3)
     assert without_gpu(facts).gpu is None
     assert worker_setups(ExtractRequest(toy_bundle, videos, tmp_path / "s", device="cpu")) == []
