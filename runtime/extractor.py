@@ -99,7 +99,11 @@ class Extractor:
         captions = captioner.free if isinstance(captioner, CaptionGenerator) else 0
         self.sizes = PipelineSizes(min(len(videos), sizes.readers), self._networks.batch, captions)
         keyframes = self._keyframe_features(opener) if "keyframes" in self.stages else None
-        self.placements: dict[str, GraphPlacement] = opener.placements  # by graph
+        # By graph, in the order in which a clip passes them, with the choice of its frames last.
+        order = (*bundle.manifest.needed_graphs[1:], "keyframes")
+        self.placements: dict[str, GraphPlacement] = {
+            name: opener.placements[name] for name in order if name in opener.placements
+        }
         self.crashes: tuple[WorkerCrash, ...] = ()  # there are no workers (device_workers.py)
         self._ahead = ReadAhead(
             [ClipReader(bundle.manifest, video, keyframes) for video in videos[: self.sizes.readers]]

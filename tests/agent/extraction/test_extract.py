@@ -379,7 +379,7 @@ def test_extract_ends_with_one_json_object_of_the_documented_keys(request_):
     report = json.loads(done.stdout.splitlines()[-1])
     assert report.keys() == {
         "clips", "extracted", "skipped", "failed", "warnings", "ms_per_clip", "stages_ms", "peak_mb", "stopped",
-        "precision", "choice", "followed", "backends", "pipeline", "crashes",
+        "precision", "choice", "followed", "backends", "pipeline", "crashes", "notes",
     }  # fmt: skip
     assert (report["clips"], report["extracted"]) == (6, 5)
     assert report["failed"] == [{"clip": "wave/empty.mp4", "reason": "video_empty: is empty", "known": False}]

@@ -72,8 +72,8 @@ def test_clip_embeddings_are_of_order_one_and_differ(tiny_bundle):
 
 def test_keyframe_features_differ_between_frames(tiny_bundle):
     keyframes = open_session(tiny_bundle / "keyframes.onnx", threads=2)
-    size = read_manifest(tiny_bundle).keyframes.preprocessing.size
-    frames = seeded_frames(13, clips=8, frames=1, size=size)[:, 0]
+    rule = read_manifest(tiny_bundle).keyframes.preprocessing
+    frames = normalise_bytes(seeded_frames(13, clips=8, frames=1, size=rule.size)[:, 0], rule)
     scale, spread = size_and_spread(keyframes.run({"frames": frames})["features"])
     assert spread > 0.3 * scale
 
