@@ -1,8 +1,9 @@
 """Extraction of a folder of clips into the feature store, for ``flamest-agent extract`` and the daemon.
 
 Every clip is a row of its own, identified by the hash of its content, and is stored as soon as it is there, with those
-that are there at the same time: being killed costs at most the clips in progress, and the next run resumes there. A clip that cannot be used is
-reported and skipped; it is not tried again until its content changes, or ``retry`` asks for it.
+that are there at the same time: being killed costs at most the clips in progress, and the next run resumes there. A
+clip that cannot be used is reported and skipped; it is not tried again until its content changes, or ``retry`` asks for
+it.
 """
 
 from __future__ import annotations
