@@ -111,7 +111,9 @@ def _crash() -> dict[str, Any]:
 
 def _simulated_worker(rate: float, _program: str, *, environment: dict[str, str]) -> ChildProcess:
     readers = max(2, round(0.08 * 1.5 * rate))
-    return ChildProcess("bench.simulated_worker", str(rate), str(readers), environment=environment)
+    paths = filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])  # bench is not installed
+    found = {**environment, "PYTHONPATH": os.pathsep.join(paths)}
+    return ChildProcess("bench.simulated_worker", str(rate), str(readers), environment=found)
 
 
 _SETUP = WorkerSetup(Path("simulated"), False, 1, PipelineOptions(), DecodeLimits(), (), DEFAULT_OPTIONS)
