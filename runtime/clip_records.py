@@ -5,6 +5,7 @@ Clip -> Candidates -> Keyframes -> Caption -> ClipFeatures
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -18,14 +19,53 @@ import numpy.typing as npt
 from .bundle.manifest import Manifest, VisionLanguage
 
 
+@dataclass(frozen=True, order=True)
+class Segment:
+    """Part of a video: the frames shown from ``start_us`` until before ``end_us``, 0 <= start < end."""
+
+    start_us: int  # microseconds from the video's first frame
+    end_us: int
+
+    @classmethod
+    def of_seconds(cls, start_s: float, end_s: float) -> Segment:
+        return cls(round(start_s * 1e6), round(end_s * 1e6))
+
+    @property
+    def start_s(self) -> float:
+        return self.start_us / 1e6
+
+    @property
+    def end_s(self) -> float:
+        return self.end_us / 1e6
+
+    def __str__(self) -> str:
+        """``t=12.5,17``: the notation of W3C Media Fragments (https://www.w3.org/TR/media-frags/#naming-time)."""
+        return f"t={seconds_text(self.start_us)},{seconds_text(self.end_us)}"
+
+
+def seconds_text(microseconds: int) -> str:
+    """Seconds with up to 6 decimals and no trailing zeros: ``12.5``."""
+    whole, rest = divmod(microseconds, 1_000_000)
+    return f"{whole}.{rest:06}".rstrip("0").rstrip(".")
+
+
+def clip_identity(file_sha256: str, segment: Segment | None) -> str:
+    """Hash that a clip is known by, 64 hexadecimal digits: of the file's content, or of content, start and end."""
+    if segment is None:
+        return file_sha256
+    return hashlib.sha256(f"segment:{file_sha256}:{segment.start_us}:{segment.end_us}".encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Clip:
-    """One labelled video file."""
+    """One labelled video file, or a segment of one."""
 
     path: Path
-    sha256: str  # of the file's content, 64 hexadecimal digits
+    sha256: str  # its identity, ``clip_identity``: 64 hexadecimal digits
     label: str | None = None  # class name; None where it is not known
     group: str | None = None  # clips of one scene or person share it; held out together
+    segment: Segment | None = None  # None: the whole file
+    file_sha256: str = ""  # of the file's content; empty for a whole file, whose identity it is
 
 
 @dataclass(frozen=True, eq=False)

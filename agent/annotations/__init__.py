@@ -1,0 +1,1 @@
+"""Annotation files of other tools, read into and written from ``labels.csv``."""
