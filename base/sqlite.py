@@ -53,6 +53,7 @@ class Schema:
     foreign: SchemaFault | None = None  # another program's file; found by the application id
     application_id: int = 0  # PRAGMA application_id; 0: none
     migrations: tuple[str, ...] = ()  # SQL of each later version
+    oldest_readable: int | None = None  # version that is read before its writer migrates it; None: the newest alone
     copy_before_migration: bool = False  # keep the older file as NAME.schema-VERSION
     largest_value: int | None = None  # bytes of one text, blob or row; None: SQLite's own limit, a billion
 
@@ -95,7 +96,7 @@ def open_for_reading(path: Path, schema: Schema, *, small_changes: bool = False)
     """Open the file next to a process that may be writing it; nothing is made, migrated or moved out of the -wal file.
 
     ``small_changes``: for short transactions too. Raises as ``open_for_writing``; ``older`` for a file that its
-    writer has yet to migrate.
+    writer has yet to migrate, unless it is ``oldest_readable``.
     """
     _need_apsw(schema)
     import apsw
@@ -109,7 +110,8 @@ def open_for_reading(path: Path, schema: Schema, *, small_changes: bool = False)
             # Otherwise the last connection to close would remove the -wal file of a writer that crashed.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             _check(connection, path, schema)
-            if _version(connection) < schema.version:
+            oldest = schema.version if schema.oldest_readable is None else schema.oldest_readable
+            if _version(connection) < oldest:
                 raise _wrong_version_error(path, schema, _version(connection))
             if small_changes:
                 _make_durable(connection, path)

@@ -66,6 +66,8 @@ class Clip:
     group: str | None = None  # clips of one scene or person share it; held out together
     segment: Segment | None = None  # None: the whole file
     file_sha256: str = ""  # of the file's content; empty for a whole file, whose identity it is
+    person: str = ""  # who is seen; empty where not known
+    camera: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from ...base.errors import DataError, StorageError
 from ...base.files import printable_path, read_regular
+from ...runtime.clip_records import Segment
 from ...runtime.video import is_video_name
 
 LABELS_FILE = "labels.csv"
@@ -49,9 +50,12 @@ class FoundClip:
     """A video file, not opened yet."""
 
     path: Path
-    name: str  # relative to the folder, with slashes; escaped where it is not printable
+    name: str  # relative to the folder, with slashes; escaped where it is not printable; of a segment NAME#t=12.5,17
     label: str | None
     group: str
+    segment: Segment | None = None  # None: the whole file
+    person: str = ""
+    camera: str = ""
 
 
 @dataclass(frozen=True)

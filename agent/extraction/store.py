@@ -10,83 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from ...base.errors import DataError, FlamestError, StorageError
 from ...base.files import FileLock, printable_path, storage_code
 from ...base.sqlite import damaged_error, open_for_reading, open_for_writing, translated_errors
-from ...runtime.clip_records import Clip, ClipFeatures
-from .store_schema import FEATURE_STORE
+from ...runtime.clip_records import Clip, ClipFeatures, Segment
+from .store_records import ClipNote, Failure, FeatureKind, FeatureRow, StoredFeatures, file_of
+from .store_schema import CLIP_COLUMNS, FEATURE_STORE
 
 if TYPE_CHECKING:
     import apsw
 
+__all__ = ["ClipNote", "Failure", "FeatureKind", "FeatureRow", "FeatureStore", "StoredFeatures"]
+
 _ROWS_AT_ONCE = 4096
+_CLIP_ROW = "sha256, path, label, grp, file_sha256, start_us, end_us, person, camera"
 _TIMES = msgspec.json.Decoder(tuple[float, ...])
-
-
-class FeatureKind(NamedTuple):
-    """Features that may be trained on together."""
-
-    fingerprint: str
-    precision: str
-    clips: int
-
-
-class Failure(NamedTuple):
-    """The reason why a clip could not be used when it was last tried."""
-
-    code: str
-    message: str
-    limit_s: float | None = None  # seconds that decoding was allowed; None: not stored yet
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureRow:
-    """The embedding of one clip, as it is stored."""
-
-    clip: Clip
-    x: npt.NDArray[np.float32]  # [D]
-    vlm_width: int
-    fingerprint: str
-    precision: str
-    caption: str = ""
-    keyframe: int = 0
-    times_s: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class StoredFeatures:
-    """All features of one kind, ordered by the clips' SHA-256."""
-
-    x: npt.NDArray[np.float32]  # [N, D]
-    labels: tuple[str | None, ...]
-    groups: tuple[str, ...]
-    clips: tuple[str, ...]  # SHA-256
-    captions: tuple[str, ...]
-    paths: tuple[str, ...]  # relative to the video folder, as last seen
-    fingerprint: str
-    precision: str
-    vlm_width: int  # x[:, :vlm_width] is the vision-language part; 0 where the parts are not known
-
-
-@dataclass(frozen=True)
-class ClipNote:
-    """Everything that a store holds of a clip except its embedding."""
-
-    sha256: str
-    label: str | None
-    group: str
-    path: str  # relative to the video folder, as last seen
-    caption: str
-    times_s: tuple[float, ...]  # of the keyframes, seconds from clip start; empty where not known
 
 
 class FeatureStore:
@@ -96,10 +41,13 @@ class FeatureStore:
         self._path = path
         self._database = database
         self._lock = lock
+        self._columns = CLIP_COLUMNS[int(database.pragma("user_version"))]
 
     @classmethod
     def open(cls, path: Path, *, create: bool = True, read_only: bool = False) -> FeatureStore:
         """Open the store at ``path``, creating it when there is none and ``create`` is True.
+
+        A store of version 0.2.0 is migrated when it is opened for writing, and can be read before that.
 
         Raises LockedError when another process has it open for writing (and this one would write
         too), DataError ``store_missing`` or ``store_damaged``, SettingsError ``store_version`` for
@@ -172,17 +120,45 @@ class FeatureStore:
                 self._rows("DELETE FROM failures WHERE path = ? OR sha256 = ?", (name, row.clip.sha256))
 
     def note_clip(self, clip: Clip, *, name: str = "") -> None:
-        """Record the clip's current label, group and path; its features stay."""
+        """Record that the clip is listed, with its current label, group, person, camera and path; its features stay."""
         now = _clip_row(clip, name or clip.path.name)
-        if self._rows("SELECT * FROM clips WHERE sha256 = ?", (clip.sha256,)) != [now]:
+        if self._rows(f"SELECT {_CLIP_ROW} FROM clips WHERE sha256 = ? AND listed", (clip.sha256,)) != [now]:
             with self._writing():
                 self._put_clip(now)
+
+    def keep_listed(self, file_sha256: str, listed: Collection[str], *, except_paths: Collection[str] = ()) -> None:
+        """Take their labels from a file's clips, itself among them, whose identities are not in ``listed``.
+
+        Their features stay, and listing them again (``add``, ``note_clip``) gives them a label again. Clips that were
+        last seen as one of ``except_paths`` keep theirs.
+        """
+        query = "SELECT sha256, path FROM clips WHERE (file_sha256 = ?1 OR sha256 = ?1) AND listed"
+        rows = self._rows(query, (file_sha256,))
+        gone = [sha256 for sha256, path in rows if sha256 not in listed and path not in except_paths]
+        if gone:
+            with self._writing():
+                for sha256 in gone:
+                    self._rows("UPDATE clips SET listed = 0 WHERE sha256 = ?", (sha256,))
+
+    def count_unlisted(self, fingerprint: str) -> int:
+        """Count the clips with features of this bundle that have no label because they are listed no more."""
+        query = (
+            f"SELECT count(*) FROM clips WHERE NOT {self._columns.listed}"
+            " AND sha256 IN (SELECT sha256 FROM features WHERE fingerprint = ?)"
+        )
+        return int(self._rows(query, (fingerprint,))[0][0])
 
     def note_failure(self, path: str, sha256: str, failure: Failure) -> None:
         """Record why the clip at ``path`` cannot be used, in place of an earlier failure of its content."""
         with self._writing():
             self._rows("DELETE FROM failures WHERE sha256 = ?", (sha256,))
             self._rows("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?)", (path, sha256, *failure))
+
+    def forget_failure(self, sha256: str) -> None:
+        """Forget why this content could not be used."""
+        if self.failure(sha256) is not None:
+            with self._writing():
+                self._rows("DELETE FROM failures WHERE sha256 = ?", (sha256,))
 
     def failure(self, sha256: str) -> Failure | None:
         """Return the reason why this content could not be used when it was last tried."""
@@ -212,7 +188,7 @@ class FeatureStore:
         """
         kind = self._choose(fingerprint, precision)
         query = (
-            "SELECT x, vlm_width, label, grp, sha256, caption, path FROM features JOIN clips USING (sha256)"
+            f"SELECT x, vlm_width, {self._columns.all}, sha256, caption, path FROM features JOIN clips USING (sha256)"
             " WHERE fingerprint = ? AND precision = ? ORDER BY sha256"
         )
         rows = list(self._rows(query, (kind.fingerprint, kind.precision)))
@@ -225,24 +201,36 @@ class FeatureStore:
         x = np.frombuffer(b"".join(row[0] for row in rows), dtype="<f4").reshape(len(rows), -1)
         if not all(np.isfinite(part).all() for part in np.array_split(x, 1 + len(x) // _ROWS_AT_ONCE)):
             raise self._damaged("an embedding holds NaN or infinity")
-        _, _, labels, groups, clips, captions, paths = zip(*rows, strict=True)
-        return StoredFeatures(x, labels, groups, clips, captions, paths, kind.fingerprint, kind.precision, vlm_width)
+        _, _, labels, groups, persons, cameras, starts, ends, clips, captions, paths = zip(*rows, strict=True)
+        segments = tuple(self._segment(*times) for times in zip(starts, ends, strict=True))
+        kind_ = (kind.fingerprint, kind.precision, vlm_width)
+        return StoredFeatures(x, labels, groups, clips, captions, paths, *kind_, segments, persons, cameras)
 
     def notes(self, fingerprint: str | None = None, precision: str | None = None) -> list[ClipNote]:
         """Return the same clips as ``read`` in the same order, without the embeddings. Raises as it does."""
         kind = self._choose(fingerprint, precision)
         query = (
-            "SELECT sha256, label, grp, path, caption, times FROM features JOIN clips USING (sha256)"
+            f"SELECT {self._columns.all}, sha256, path, caption, times FROM features JOIN clips USING (sha256)"
             " WHERE fingerprint = ? AND precision = ? ORDER BY sha256"
         )
-        rows = self._rows(query, (kind.fingerprint, kind.precision))
-        try:
-            return [
-                ClipNote(sha256, label, group, path, caption, _TIMES.decode(times))
-                for sha256, label, group, path, caption, times in rows
-            ]
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise self._damaged(f"times of keyframes: {error}") from error
+        notes = []
+        for label, group, person, camera, start, end, sha256, path, caption, times in self._rows(
+            query, (kind.fingerprint, kind.precision)
+        ):
+            try:
+                times_s = _TIMES.decode(times)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise self._damaged(f"times of keyframes: {error}") from error
+            segment = self._segment(start, end)
+            notes.append(ClipNote(sha256, label, group, path, caption, times_s, segment, person, camera))
+        return notes
+
+    def _segment(self, start_us: int | None, end_us: int | None) -> Segment | None:
+        if start_us is None and end_us is None:
+            return None
+        if start_us is None or end_us is None or not 0 <= start_us < end_us:
+            raise self._damaged(f"a segment from {start_us} to {end_us} microseconds")
+        return Segment(start_us, end_us)
 
     def _damaged(self, problem: str) -> FlamestError:
         return damaged_error(self._path, FEATURE_STORE, problem)
@@ -276,10 +264,12 @@ class FeatureStore:
             code="no_such_features",
         )
 
-    def _put_clip(self, row: tuple[str, str, str | None, str]) -> None:
+    def _put_clip(self, row: tuple[object, ...]) -> None:
+        """Write a clip's row, as a listed one. An import may know less of a segment: its file and times stay."""
         query = (
-            "INSERT INTO clips VALUES (?1, ?2, ?3, ?4)"
-            " ON CONFLICT (sha256) DO UPDATE SET path = ?2, label = ?3, grp = ?4"
+            f"INSERT INTO clips ({_CLIP_ROW}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
+            " ON CONFLICT (sha256) DO UPDATE SET path = ?2, label = ?3, grp = ?4, file_sha256 = max(file_sha256, ?5),"
+            " start_us = coalesce(?6, start_us), end_us = coalesce(?7, end_us), person = ?8, camera = ?9, listed = 1"
         )
         self._rows(query, row)
 
@@ -312,5 +302,8 @@ def _feature_row(clip: Clip, features: ClipFeatures) -> FeatureRow:
     )
 
 
-def _clip_row(clip: Clip, name: str) -> tuple[str, str, str | None, str]:
-    return clip.sha256, name, clip.label, clip.group or Path(name).stem
+def _clip_row(clip: Clip, name: str) -> tuple[object, ...]:
+    """Return the values of ``_CLIP_ROW``."""
+    times = (None, None) if clip.segment is None else (clip.segment.start_us, clip.segment.end_us)
+    group = clip.group or Path(file_of(name, clip.segment)).stem
+    return clip.sha256, name, clip.label, group, clip.file_sha256, *times, clip.person, clip.camera

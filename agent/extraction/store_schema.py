@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ...base.errors import DataError, SettingsError
 from ...base.sqlite import Schema, SchemaFault
 
@@ -31,6 +33,33 @@ CREATE TABLE failures (
     limit_s REAL           -- seconds that decoding could take then; NULL: not known
 ) STRICT;
 """
+SEGMENTS = """
+ALTER TABLE clips ADD COLUMN file_sha256 TEXT NOT NULL DEFAULT '';  -- of a segment's file; '': a whole file
+ALTER TABLE clips ADD COLUMN start_us INTEGER;  -- of a segment, microseconds; NULL: a whole file
+ALTER TABLE clips ADD COLUMN end_us INTEGER;
+ALTER TABLE clips ADD COLUMN person TEXT NOT NULL DEFAULT '';
+ALTER TABLE clips ADD COLUMN camera TEXT NOT NULL DEFAULT '';
+ALTER TABLE clips ADD COLUMN listed INTEGER NOT NULL DEFAULT 1;  -- 0: its file is listed otherwise now
+CREATE INDEX clips_of_file ON clips (file_sha256);
+"""
+
+
+class ClipColumns(NamedTuple):
+    """SQL of a clip's columns, as a version of the file has them."""
+
+    label: str
+    others: str  # group, person, camera, start and end in microseconds
+    listed: str
+
+    @property
+    def all(self) -> str:
+        return f"{self.label}, {self.others}"
+
+
+CLIP_COLUMNS = {
+    2: ClipColumns("label", "grp, '', '', NULL, NULL", "1"),
+    3: ClipColumns("iif(listed, label, NULL)", "grp, person, camera, start_us, end_us", "listed"),
+}
 _VERSION = SchemaFault(
     SettingsError, "store_version", "use the flamest-agent that wrote it, or extract the clips into a new store"
 )
@@ -39,6 +68,9 @@ FEATURE_STORE = Schema(
     extra="agent",
     tables=TABLES,
     first_version=2,
+    migrations=(SEGMENTS,),
+    oldest_readable=2,
+    copy_before_migration=True,
     application_id=0x464C4D53,  # "FLMS"
     damaged=SchemaFault(
         DataError,
