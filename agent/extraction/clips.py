@@ -1,16 +1,12 @@
-"""The video files of a folder, with the class and group of each.
+"""The clips of a folder: video files, or segments of them, with the class and group of each.
 
 Two layouts. Without a ``labels.csv`` the class is the name of the folder that holds the clip, at any
-depth (``LABEL/clip.avi``, ``train/LABEL/clip.avi``), and a clip directly in the given folder has no
-class. With a ``labels.csv`` in the given folder the clips are those that it lists:
+depth (``LABEL/clip.avi``, ``train/LABEL/clip.avi``), or with ``[labels] folder = "top"`` the outermost folder that is
+no split (``LABEL/person2/clip.avi``); a clip directly in the given folder has no class. With a ``labels.csv`` in the
+given folder the clips are those that it lists (labels_table.py).
 
-    path,label,group
-    ward-3/0001.mp4,fall,patient-17
-
-``path`` is relative to the folder; ``group`` may be left out; an empty ``label`` means unknown.
-
-Clips of one scene or person share a group and are held out together. Where no group is given it is
-read from file names of known data sets (``default_group``), and is otherwise the file's own name.
+Clips of one scene or person share a group and are held out together: the row's group, else its person, else what the
+rule of groups.py finds in the name.
 
 Links may point to files inside the folder. A link that leads outside is reported and not opened:
 who may put files into the folder must not thereby choose what else the agent reads.
@@ -18,49 +14,39 @@ who may put files into the folder must not thereby choose what else the agent re
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.errors import DataError, StorageError
-from ...base.files import printable_path, read_regular
+from ...base.files import printable_path
 from ...runtime.clip_records import Segment
 from ...runtime.video import is_video_name
+from .groups import DEFAULT_RULES, ClipRules, group_of
+from .labels_table import LABELS_FILE, LabelRow, LabelsTable, read_labels
+from .listed_files import ListedFiles
 
-LABELS_FILE = "labels.csv"
 MAX_FOLDER_DEPTH = 16  # folders inside each other
-MAX_TABLE = 256 << 20  # bytes of a labels.csv
-MAX_LISTED = 2_000_000  # clips in it
-MAX_LINE = 32_768  # characters
-MAX_NAME = 1000  # characters of a label or a group
-
-UCF101 = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c\d+")
-HMDB51 = re.compile(r"(?P<source>.+)_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+")
-KINETICS = re.compile(r"(?P<video>[\w-]{11})_\d{6}_\d{6}")
-UT_INTERACTION = re.compile(r"(?P<set>set\d+)_\d+_(?P<sequence>\d+)_\d+")
 
 
 @dataclass(frozen=True)
 class FoundClip:
-    """A video file, not opened yet."""
+    """A video file or a segment of one, not opened yet."""
 
-    path: Path
-    name: str  # relative to the folder, with slashes; escaped where it is not printable; of a segment NAME#t=12.5,17
+    path: Path  # of the file
+    name: str  # relative to the folder, with slashes; escaped where it is not printable; a segment's with #t=12.5,17
     label: str | None
     group: str
     segment: Segment | None = None  # None: the whole file
-    person: str = ""
+    person: str = ""  # of labels.csv, as is camera
     camera: str = ""
 
 
 @dataclass(frozen=True)
 class ClipProblem:
-    """A file that cannot be a clip, and why: ``code`` is a word, ``reason`` a sentence."""
+    """A file or row that cannot be a clip, and why: ``code`` is a word, ``reason`` a sentence."""
 
     name: str
     code: str
@@ -69,11 +55,13 @@ class ClipProblem:
 
 @dataclass(frozen=True)
 class ClipFolder:
-    """The clips of a folder, and the files that cannot be clips."""
+    """The clips of a folder, and the files and rows that cannot be clips."""
 
-    clips: tuple[FoundClip, ...]  # by name
+    clips: tuple[FoundClip, ...]  # by name; segments of a file by time
     problems: tuple[ClipProblem, ...]
     root: Path  # the folder's real path: what is read later must still be in it
+    notes: tuple[str, ...] = ()  # on rows that are used, but not as they are written; they name files
+    listed: bool = False  # by a labels.csv
 
 
 def check_videos_folder(folder: Path) -> None:
@@ -86,61 +74,105 @@ def check_videos_folder(folder: Path) -> None:
         )
 
 
-def find_clips(folder: Path) -> list[FoundClip]:
+def find_clips(folder: Path, rules: ClipRules = DEFAULT_RULES) -> list[FoundClip]:
     """Return the usable clips of ``folder``, by name; ``scan_clips`` returns the problems too."""
-    return list(scan_clips(folder).clips)
+    return list(scan_clips(folder, rules=rules).clips)
 
 
-def scan_clips(folder: Path, *, labelled: bool = True) -> ClipFolder:
+def scan_clips(folder: Path, *, labelled: bool = True, rules: ClipRules = DEFAULT_RULES) -> ClipFolder:
     """Find the clips of ``folder`` (layouts: see the module's docstring). Opens no video.
 
     Without ``labelled`` a labels.csv is not read: every video file is found.
-    A folder inside that cannot be read is a problem like a file's. Raises StorageError when ``folder`` itself
-    cannot, DataError naming the line when its labels.csv is not one.
+    A folder inside that cannot be read is a problem like a file's, as is a row of labels.csv that cannot be used.
+    Raises StorageError when ``folder`` itself cannot be read, DataError naming the line when its labels.csv is no such
+    table.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise StorageError(f"{printable_path(folder)} is not a folder of videos", fix="give a folder with --videos")
-    root = folder.resolve()
-    table = folder / LABELS_FILE
-    unread: list[OSError] = []
-    listed = _read_labels(table, root) if labelled and os.path.lexists(table) else _walk(folder, unread)
-    clips, problems = [], []
-    for path, label, group in listed:
-        name = _name(path, folder)
-        problem = _problem(path, root)
-        if problem:
-            problems.append(ClipProblem(name, *problem))
-        else:
-            clips.append(FoundClip(path, name, label, group or default_group(path.stem, label)))
-    for error in unread:
-        reason = f"this folder cannot be read: {error.strerror}"
-        problems.append(ClipProblem(_name(Path(error.filename), folder), "unreadable", reason))
+    scan = _Scan(folder, folder.resolve(), rules)
+    listed = labelled and os.path.lexists(folder / LABELS_FILE)
+    if listed:
+        scan.take_table(read_labels(folder, scan.root))
+    else:
+        scan.walk()
     return ClipFolder(
-        tuple(sorted(clips, key=lambda clip: clip.name)), tuple(sorted(problems, key=lambda found: found.name)), root
+        tuple(sorted(scan.clips, key=_place)),
+        tuple(sorted(scan.problems, key=lambda found: found.name)),
+        scan.root,
+        tuple(scan.notes),
+        listed,
     )
 
 
-def default_group(stem: str, label: str | None) -> str:
-    """Return the scene in a file name of a known data set, or else the name itself.
-
-    UCF101 ``v_Punch_g23_c01`` -> ``Punch_g23``; HMDB51 ``TITLE_punch_f_cm_np1_fr_med_0`` -> ``TITLE``
-    (clips cut from one video); Kinetics ``VIDEOID12345_000010_000020`` -> ``VIDEOID12345``; UT-Interaction
-    ``set1_26_5_2`` -> ``set1_5`` (a sequence holds every action once).
-    """
-    if match := UCF101.fullmatch(stem):
-        return f"{match['action']}_g{match['group']}"
-    if match := HMDB51.fullmatch(stem):
-        return match["source"].removesuffix(f"_{label}") or stem
-    if match := KINETICS.fullmatch(stem):
-        return match["video"]
-    if match := UT_INTERACTION.fullmatch(stem):
-        return f"{match['set']}_{match['sequence']}"
-    return _printable(stem)
+def _place(clip: FoundClip) -> tuple[str, Segment]:
+    return clip.name.rpartition("#t=")[0] if clip.segment else clip.name, clip.segment or Segment(-1, -1)
 
 
-def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | None, str]]:
-    """Yield every file with a video's suffix; hidden files and folders are ignored.
+class _Scan:
+    """What has been found so far."""
+
+    def __init__(self, folder: Path, root: Path, rules: ClipRules) -> None:
+        self._folder, self.root, self._rules = folder, root, rules
+        self.clips: list[FoundClip] = []
+        self.problems: list[ClipProblem] = []
+        self.notes: list[str] = []
+
+    def walk(self) -> None:
+        """Take every file with a video's suffix; hidden files and folders are ignored."""
+        unread: list[OSError] = []
+        for path, label in _walk(self._folder, self._rules, unread):
+            name = _name(path, self._folder)
+            if problem := _problem(path, self.root):
+                self.problems.append(ClipProblem(name, *problem))
+            else:
+                self.clips.append(FoundClip(path, name, label, group_of(name, label, self._rules.groups)))
+        for error in unread:
+            reason = f"this folder cannot be read: {error.strerror}"
+            self.problems.append(ClipProblem(_name(Path(error.filename), self._folder), "unreadable", reason))
+
+    def take_table(self, table: LabelsTable) -> None:
+        """Take the rows of a labels.csv, each a clip or a problem."""
+        self.problems += [ClipProblem(_line(bad.line), bad.code, bad.reason) for bad in table.bad]
+        files = ListedFiles(self._folder, self.root)
+        seen: dict[tuple[Path, Segment | None], LabelRow] = {}
+        for row in table.rows:
+            path, note = files.find(row.path)
+            if note:
+                self.notes.append(f"{_line(row.line)}: {note}")
+            first = seen.setdefault((path, row.segment), row)
+            if first is not row:
+                self._take_repeated(row, first)
+            else:
+                self._take_row(row, path)
+
+    def _take_row(self, row: LabelRow, path: Path) -> None:
+        file_name = _name(path, self._folder)
+        name = file_name if row.segment is None else f"{file_name}#{row.segment}"
+        if problem := _problem(path, self.root):
+            code, reason = problem
+            self.problems.append(ClipProblem(name, code, f"{reason} ({_line(row.line)})"))
+            return
+        group = row.group or row.person or group_of(file_name, row.label, self._rules.groups)
+        self.clips.append(FoundClip(path, name, row.label, group, row.segment, row.person, row.camera))
+
+    def _take_repeated(self, row: LabelRow, first: LabelRow) -> None:
+        """Note a row for a clip that an earlier row lists; one that says something else is a problem."""
+        where = f"the clip is in line {first.line} already"
+        if (row.label, row.group, row.person, row.camera) == (first.label, first.group, first.person, first.camera):
+            self.notes.append(f"{_line(row.line)}: {where}, with the same words")
+            return
+        label = f"label {first.label}" if first.label else "no label"
+        reason = f"{where}, with {label}: that line is used; remove one of the two"
+        self.problems.append(ClipProblem(_line(row.line), "repeated_row", reason))
+
+
+def _line(number: int) -> str:
+    return f"{LABELS_FILE}, line {number}"
+
+
+def _walk(folder: Path, rules: ClipRules, unread: list[OSError]) -> Iterator[tuple[Path, str | None]]:
+    """Yield every video's path and label.
 
     Appends the errors of folders inside to ``unread``; raises StorageError when ``folder`` itself cannot be read.
     """
@@ -157,86 +189,13 @@ def _walk(folder: Path, unread: list[OSError]) -> Iterator[tuple[Path, str | Non
         inside = Path(here).relative_to(folder)
         linked = [name for name in folders if not name.startswith(".") and Path(here, name).is_symlink()]
         for name in linked:  # reported when it leads outside, not followed otherwise
-            yield Path(here, name), None, ""
+            yield Path(here, name), None
         kept = [name for name in folders if not name.startswith(".") and name not in linked]
         folders[:] = sorted(kept) if len(inside.parts) < MAX_FOLDER_DEPTH else []
-        label = _printable(inside.name) if inside.parts else None
+        label = rules.label_of(tuple(_printable(part) for part in inside.parts))
         for name in files:
             if not name.startswith(".") and is_video_name(name):
-                yield Path(here, name), label, ""
-
-
-def _read_labels(table: Path, root: Path) -> Iterator[tuple[Path, str | None, str]]:
-    """Yield the rows of a labels.csv, checked; every DataError names file and line."""
-    text = io.TextIOWrapper(io.BytesIO(_read_table(table, root)), encoding="utf-8-sig", newline="")
-    rows = csv.reader(_lines(table, text), strict=True)
-    try:
-        header = [cell.strip() for cell in next(rows, [])]
-        if header not in (["path", "label"], ["path", "label", "group"]):
-            raise _bad_line(table, 1, f"the columns are {header}, expected path,label or path,label,group")
-        seen: dict[str, int] = {}
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(seen) == MAX_LISTED:
-                raise _bad_line(table, rows.line_num, f"more than {MAX_LISTED} clips in one folder")
-            yield _read_row(table, rows.line_num, header, row, seen)
-    except csv.Error as error:
-        raise _bad_line(table, rows.line_num, str(error)) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{printable_path(table)} is not UTF-8 text: {error}", fix="save the table as UTF-8", code="labels_csv"
-        ) from error
-
-
-def _read_table(table: Path, root: Path) -> bytes:
-    """Return the file's bytes. What a link outside leads to is not read: an error would show it."""
-    try:
-        return read_regular(table, largest=MAX_TABLE, inside=root)
-    except DataError as error:
-        if error.code != "outside_folder":
-            raise
-        raise DataError(
-            f"{printable_path(table)} is a link to a place outside of the folder",
-            fix="put the file itself there",
-            code="labels_csv",
-        ) from error
-
-
-def _lines(table: Path, text: io.TextIOWrapper) -> Iterator[str]:
-    number = 0
-    while line := text.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) > MAX_LINE:
-            raise _bad_line(table, number, f"longer than {MAX_LINE} characters")
-        yield line
-
-
-def _read_row(
-    table: Path, line: int, header: list[str], row: list[str], seen: dict[str, int]
-) -> tuple[Path, str | None, str]:
-    if len(row) != len(header):
-        raise _bad_line(table, line, f"{len(row)} columns, expected {len(header)}")
-    name, label, group = (*(cell.strip() for cell in row), "")[:3]
-    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise _bad_line(table, line, f"path {name!r}: expected a path inside {printable_path(table.parent)}")
-    for column, cell in zip(("label", "group"), (label, group), strict=True):
-        if len(cell) > MAX_NAME or not is_text(cell):
-            raise _bad_line(
-                table, line, f"the {column} is not a name: expected at most {MAX_NAME} characters, none of control"
-            )
-    if name in seen:
-        raise _bad_line(table, line, f"path {name!r} is in line {seen[name]} already")
-    seen[name] = line
-    return table.parent / name, label or None, group
-
-
-def _bad_line(table: Path, line: int, problem: str) -> DataError:
-    return DataError(
-        f"{printable_path(table)}, line {line}: {problem}",
-        fix="edit this line: path,label or path,label,group, with a path relative to the folder",
-        code="labels_csv",
-    )
+                yield Path(here, name), label
 
 
 def _problem(path: Path, root: Path) -> tuple[str, str] | None:
@@ -258,11 +217,6 @@ def _problem(path: Path, root: Path) -> tuple[str, str] | None:
 
 def _name(path: Path, folder: Path) -> str:
     return _printable(path.relative_to(folder).as_posix())
-
-
-def is_text(text: str) -> bool:
-    """True unless ``text`` holds control characters, line breaks and tabs among them."""
-    return all(letter >= " " and not "\x7f" <= letter < "\xa0" for letter in text)
 
 
 def _printable(text: str) -> str:

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from flamest.agent.extraction.clips import default_group, find_clips, scan_clips
+from flamest.agent.extraction.clips import find_clips, scan_clips
+from flamest.agent.extraction.groups import default_group
 from flamest.base.errors import DataError, StorageError
 
 
@@ -124,31 +125,6 @@ def test_a_listed_clip_that_is_missing_is_reported(tmp_path):
     labels_csv(tmp_path, "path,label\n1.mp4,fall\n2.mp4,fall\n")
     assert list(found(tmp_path)) == ["1.mp4"]
     assert problems(tmp_path) == {"2.mp4": "missing"}
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "message"),
-    [
-        ("", 1, "expected path,label"),
-        ("file,label\na.mp4,x\n", 1, "expected path,label"),
-        ("path,label,group,more\n", 1, "expected path,label"),
-        ("path,label\na.mp4\n", 2, "1 columns, expected 2"),
-        ("path,label\na.mp4,x\nb.mp4,x,y\n", 3, "3 columns, expected 2"),
-        ("path,label\n,x\n", 2, "expected a path inside"),
-        ("path,label\n/etc/passwd,x\n", 2, "expected a path inside"),
-        ("path,label\nx/../../a.mp4,x\n", 2, "expected a path inside"),
-        ("path,label\na.mp4,x\na.mp4,y\n", 3, "is in line 2 already"),
-        ('path,label\n"a.mp4,x\n', 2, "unexpected end"),
-    ],
-)
-def test_an_error_in_labels_csv_names_file_and_line(tmp_path, text, line, message):
-    put(tmp_path, "a.mp4", "b.mp4")
-    labels_csv(tmp_path, text)
-    with pytest.raises(DataError) as caught:
-        find_clips(tmp_path)
-    assert caught.value.code == "labels_csv"
-    assert f"labels.csv, line {line}: " in caught.value.message
-    assert message in caught.value.message
 
 
 def test_a_labels_csv_that_is_not_utf8_is_refused(tmp_path):

@@ -10,8 +10,9 @@ import threading
 import time
 
 import pytest
-from flamest.agent.extraction.clips import MAX_NAME, scan_clips
+from flamest.agent.extraction.clips import scan_clips
 from flamest.agent.extraction.extract import extract_folder
+from flamest.agent.extraction.labels_table import MAX_NAME
 from flamest.agent.extraction.report import ExtractRequest
 from flamest.base.errors import DataError, FlamestError
 from flamest.runtime.video.decoder import DecodeLimits
@@ -137,19 +138,40 @@ def test_a_clip_replaced_by_a_pipe_after_the_scan_is_named(toy_bundle, clips, tm
 HEADER = b"path,label,group\n"
 TABLES = {
     "invalid UTF-8": HEADER + b"a.avi,\xff\xfe,g\n",
-    "zero byte in a path": HEADER + b"a\0.avi,l,g\n",
-    "zero byte in a label": HEADER + b"a.avi,l\0l,g\n",
-    "control character": HEADER + b"a.avi,\x1b[2J,g\n",
-    "line break in a label": HEADER + b'a.avi,"a\nb",g\n',
-    "long label": HEADER + b"a.avi," + b"l" * (MAX_NAME + 1) + b",g\n",
-    "long group": HEADER + b"a.avi,l," + b"g" * (MAX_NAME + 1) + b"\n",
-    "long line": HEADER + b"a.avi," + b"l" * 40_000 + b",g\n",
-    "ten million columns": HEADER + b"," * 10_000_000 + b"\n",
+    "UTF-16": HEADER.decode().encode("utf-16"),
     "quote without an end": HEADER + b'a.avi,"' + b"l\n" * 200_000,
-    "out of the folder": HEADER + b"../a.avi,l,g\n",
+    "long header": b"path,label" + b",group" * 10_000,
     "empty": b"",
     "binary": bytes(range(256)) * 10,
 }
+
+
+ROWS = {
+    "zero byte in a path": b"a\0.avi,l,g\n",
+    "zero byte in a label": b"a.avi,l\0l,g\n",
+    "control character": b"a.avi,\x1b[2J,g\n",
+    "line break in a label": b'a.avi,"a\nb",g\n',
+    "text after a quote": b'a.avi,"a"b,g\n',
+    "long label": b"a.avi," + b"l" * (MAX_NAME + 1) + b",g\n",
+    "long group": b"a.avi,l," + b"g" * (MAX_NAME + 1) + b"\n",
+    "long line": b"a.avi," + b"l" * 40_000 + b",g\n",
+    "ten million columns": b"," * 10_000_000 + b"\n",
+    "out of the folder": b"../a.avi,l,g\n",
+    "out of the folder, backwards": b"..\\a.avi,l,g\n",
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_hostile_row_is_reported_and_the_next_one_read(tmp_path, row):
+    (tmp_path / "b.avi").touch()
+    (tmp_path / "labels.csv").write_bytes(HEADER + ROWS[row] + b"b.avi,l,g\n")
+    began = time.monotonic()
+    folder = scan_clips(tmp_path)
+    assert time.monotonic() - began < 10
+    assert [clip.name for clip in folder.clips] == ["b.avi"]
+    (problem,) = folder.problems
+    assert problem.name == "labels.csv, line 2"
+    assert len(problem.reason) < 3000
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -164,7 +186,7 @@ def test_a_hostile_table_is_refused_by_name(tmp_path, table):
 
 
 def test_more_rows_than_a_folder_may_list_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("flamest.agent.extraction.clips.MAX_LISTED", 100)
+    monkeypatch.setattr("flamest.agent.extraction.labels_table.MAX_LISTED", 100)
     (tmp_path / "labels.csv").write_bytes(HEADER + b"".join(b"%d.avi,l,g\n" % number for number in range(101)))
     with pytest.raises(DataError, match="more than 100"):
         scan_clips(tmp_path)

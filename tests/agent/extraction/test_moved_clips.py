@@ -124,7 +124,7 @@ def test_a_table_linked_elsewhere_shows_nothing_of_it(place, monkeypatch):
         table.symlink_to(place / "secret")
         return read_regular(*arguments, **settings)
 
-    monkeypatch.setattr("flamest.agent.extraction.clips.read_regular", linked)
+    monkeypatch.setattr("flamest.agent.extraction.labels_table.read_regular", linked)
     with pytest.raises(DataError) as caught:
         scan_clips(place / "videos")
     assert caught.value.code == "labels_csv"
