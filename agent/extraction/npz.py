@@ -23,7 +23,7 @@ from ...base.errors import DataError, UsageError
 from ...base.files import printable_path, write_atomic
 from ...runtime.autotune.selection import available_bytes
 from ...runtime.clip_records import Clip
-from .clips import default_group
+from .groups import default_group
 from .npz_arrays import Declared, NpzFile, open_npz
 from .store import FeatureRow, StoredFeatures
 
