@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import DataError, MissingExtra, StorageError
-from ..runtime.video.decoded_clip import ALLOWED_FORMATS
+from ..runtime.video.video_file import ALLOWED_FORMATS
 
 if TYPE_CHECKING:
     import av.container

@@ -77,9 +77,20 @@ class Candidates:
     path: Path
     number: int  # counts opened clips: only the last one can give its frames at full size
     pixels: npt.NDArray[Any]  # float32 [N, 3, S, S] or uint8 [N, S, S, 3], as graph keyframes takes them
-    t_s: npt.NDArray[np.float64]  # [N], seconds from clip start, not decreasing
-    frames: int  # decoded in the whole clip
+    t_s: npt.NDArray[np.float64]  # [N], seconds from the clip's first frame, not decreasing
+    frames: int  # of the clip
     warnings: tuple[str, ...]  # problems of a file that can be used nevertheless
+    decoded: int = 0  # frames that were decoded for it: of a segment, its own and those from the key frame before it
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTimes:
+    """When each frame of a video is shown, read from its container without decoding."""
+
+    t_us: npt.NDArray[np.int64]  # [N >= 1], microseconds from the first frame, not decreasing
+    key_frames: npt.NDArray[np.int64]  # [K], numbers of the frames that decoding can begin with
+    end_us: int  # where the last frame ends
+    exact: bool = True  # False: the container states no usable times; these are spread by its rate
 
 
 @dataclass(frozen=True, eq=False)

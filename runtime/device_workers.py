@@ -206,7 +206,9 @@ class DeviceWorkers:
                 worker.heard = time.monotonic()
             worker.held[task.number] = task
             text = os.fsencode(task.clip.path).decode("latin-1")
-            worker.process.send(ExtractClip(task.number, text, task.clip.sha256))
+            part = task.clip.segment
+            segment = (part.start_us, part.end_us) if part else None
+            worker.process.send(ExtractClip(task.number, text, task.clip.sha256, segment))
         return exhausted
 
     def _receive(self, timeout_s: float) -> Iterator[ExtractionResult]:

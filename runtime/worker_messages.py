@@ -35,6 +35,7 @@ class ExtractClip(Message, frozen=True):
     number: int
     path: str
     sha256: str
+    segment: tuple[int, int] | None = None  # start and end, microseconds
 
 
 class Placement(Message, frozen=True):

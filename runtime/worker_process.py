@@ -21,7 +21,7 @@ from ..base.channel import Channel, Failed
 from ..base.errors import FlamestError, SettingsError
 from ..base.process import no_core_dumps, peak_resident_kb
 from .backends.opening import OpeningOptions, machine_facts
-from .clip_records import Clip
+from .clip_records import Clip, Segment
 from .extractor import ExtractionResult, Extractor, open_extractor
 from .worker_messages import ClipDone, ClipFailed, ExtractClip, Notice, Placement, Setup, WorkerOpened, WorkerSetup
 
@@ -88,7 +88,8 @@ class _Asked:
             except queue.Empty:
                 yield None
                 continue
-            clip = Clip(path=_path(request.path), sha256=request.sha256)
+            segment = Segment(*request.segment) if request.segment else None
+            clip = Clip(path=_path(request.path), sha256=request.sha256, segment=segment)
             self._numbers[id(clip)] = request.number
             yield clip
 

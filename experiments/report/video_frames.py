@@ -12,8 +12,8 @@ import numpy.typing as npt
 from ...base.errors import DataError, MissingExtra
 from ...runtime.bundle.manifest import KeyframeRule
 from ...runtime.keyframes import uniform_indices
-from ...runtime.video.decoded_clip import ALLOWED_FORMATS
 from ...runtime.video.decoder import VideoDecoder
+from ...runtime.video.video_file import ALLOWED_FORMATS
 
 
 def keyframe_strip(video: Path, rule: KeyframeRule, *, pictures: int = 8, height: int = 120) -> tuple[bytes, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Of the container formats that the decoder reads (decoded_clip.FORMATS); a file is recognised by its name alone.
+# Of the container formats that the decoder reads (video_file.ALLOWED_FORMATS); a file is recognised by its name alone.
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
     | {".wmv", ".asf", ".flv", ".ogv", ".3gp", ".3g2"}

@@ -9,12 +9,14 @@ Everything that can be wrong with a file ends in a DataError with one of these c
     video_not_a_file  a folder, a pipe, a device; nothing is opened that could block
     outside_folder    a link, when it was opened, to a place outside of the folder that clips must be in
     video_empty       no bytes
-    video_not_video   not one of the container formats that are read (decoded_clip.FORMATS)
+    video_not_video   not one of the container formats that are read (video_file.ALLOWED_FORMATS)
     video_no_stream   sound only, or a cover picture
     video_unknown_codec  a codec that this ffmpeg does not know
     video_damaged     cut off or damaged so that no frame can be decoded
     video_too_large   frames above the pixel limit, or more memory than a clip may take
     video_timeout     slower than a clip may be
+    segment_outside   the segment begins at or after the video's end
+    segment_empty     no frame is shown in the segment
     decoder_crashed   the decoder process crashed, or gave an invalid answer
     decoder_killed    it was killed from outside, as the system does when memory is short: not the file's fault
 
@@ -24,11 +26,12 @@ A decoder that does not run at all (PyAV does not load, no memory to begin with)
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,14 +43,18 @@ from ...base.child_process import ChildEnded, ChildProcess, ChildProtocolError, 
 from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError, StorageError
 from ...base.files import Stopped, open_regular, printable_path
 from ..bundle.manifest import KeyframeRule
-from ..clip_records import Candidates, Keyframes
+from ..clip_records import Candidates, FrameTimes, Keyframes, Segment
 from ..keyframes import Indices
 from .decoder_messages import (
     DECODER_BROKEN,
+    FRAME_TIME_BYTES,
+    MOST_FRAMES,
     Answer,
     DecodeRefused,
     FramePart,
+    FramesListed,
     FramesRead,
+    ListFrames,
     OpenClip,
     Opened,
     ReadFrames,
@@ -64,7 +71,7 @@ RESTART_CODES = frozenset({"video_too_large"})  # memory may be exhausted: the n
 OPENING_CODES = {"not_a_file": "video_not_a_file"}  # of base/files.py, for a clip
 CRASH_CODES = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
-A = TypeVar("A", Opened, FramesRead)
+A = TypeVar("A", Opened, FramesRead, FramesListed)
 
 
 @dataclass(frozen=True)
@@ -89,22 +96,26 @@ class PreparedFrames:
 class VideoDecoder:
     """Decodes clips in a child process. One thread at a time; close it when done.
 
-    ``whole_bytes``: candidates are uint8, not normalised, instead of float32.
+    ``rule``: None where no candidates are asked for. ``whole_bytes``: candidates are uint8, not normalised, instead of
+    float32.
     The process starts with ``start`` or the first clip, and again after a clip that killed it.
     Raises MissingExtra when PyAV is not installed; SettingsError ``decoder_broken``, at the first clip, when it
     does not load.
     """
 
-    def __init__(self, rule: KeyframeRule, limits: DecodeLimits | None = None, *, whole_bytes: bool = False) -> None:
+    def __init__(
+        self, rule: KeyframeRule | None, limits: DecodeLimits | None = None, *, whole_bytes: bool = False
+    ) -> None:
         if importlib.util.find_spec("av") is None:
             raise MissingExtra("av", extra="agent")
         self._rule = rule
-        self._form = FrameInput(rule.preprocessing, whole_bytes)
+        self._form = FrameInput(rule.preprocessing, whole_bytes) if rule else None
         self._limits = limits or DecodeLimits()
         self._process: ChildProcess | None = None
         self._is_ready = False
         self._interrupted = False
         self._opened = 0
+        self._name = ""  # of the clip opened last, for errors
         self.peak_kb = 0  # largest resident memory of a decoder process, KiB
 
     @property
@@ -118,25 +129,28 @@ class VideoDecoder:
             self._end()
             self._process = _start()
 
-    def candidates(self, path: Path) -> Candidates:
-        """Decode the clip and return its candidate frames, prepared for the keyframe graph.
+    def candidates(self, path: Path, segment: Segment | None = None) -> Candidates:
+        """Decode the clip, or a segment of it, and return its candidate frames, prepared for the keyframe graph.
 
-        Raises DataError with a code of the list above; Stopped after ``interrupt``.
+        Segments of one file in a row open it once, and decode little else of it than themselves. Raises DataError
+        with a code of the list above; Stopped after ``interrupt``.
         """
+        rule, form = self._rule, self._form
+        if rule is None or form is None:
+            raise InvariantError(f"candidates of {path} were requested from a decoder without a rule")
         request = OpenClip(
-            candidates=self._rule.candidates,
-            form=self._form,
+            candidates=rule.candidates,
+            form=form,
             largest_frame=self._limits.largest_frame,
             held_bytes=self._limits.held_bytes,
             cpu_s=self._cpu_s,
+            segment=(segment.start_us, segment.end_us) if segment else None,
         )
         self._opened += 1
-        fd = _open_clip(path, self._limits.inside)
-        try:
-            answer, payload = self._ask(request, Opened, _bytes(self._rule.candidates, self._form), path, fd)
-        finally:
-            os.close(fd)
-        (pixels,) = self._arrays(payload, [(self._form.dtype, (len(answer.t_s), *self._form.shape))], path)
+        self._name = f"{printable_path(path)}#{segment}" if segment else printable_path(path)
+        with _opened_clip(path, self._limits.inside) as fd:
+            answer, payload = self._ask(request, Opened, _bytes(rule.candidates, form), fd)
+        (pixels,) = self._arrays(payload, [(form.dtype, (len(answer.t_s), *form.shape))])
         return Candidates(
             path=path,
             number=self._opened,
@@ -144,7 +158,22 @@ class VideoDecoder:
             t_s=np.array(answer.t_s, dtype=np.float64),
             frames=answer.frames,
             warnings=answer.warnings,
+            decoded=answer.decoded,
         )
+
+    def frame_times(self, path: Path) -> FrameTimes:
+        """When each frame is shown, from the container alone: nothing but the first frame is decoded.
+
+        Segments of this file that are asked for next find it open. Raises DataError as ``candidates``.
+        """
+        request = ListFrames(self._limits.largest_frame, self._cpu_s)
+        self._opened += 1
+        self._name = printable_path(path)
+        with _opened_clip(path, self._limits.inside) as fd:
+            answer, payload = self._ask(request, FramesListed, MOST_FRAMES * FRAME_TIME_BYTES, fd)
+        frames = (answer.frames,)
+        t_us, keys = self._arrays(payload, [(np.dtype(np.int64), frames), (np.dtype(np.uint8), frames)])
+        return FrameTimes(t_us, np.flatnonzero(keys), answer.end_us, answer.exact)
 
     def keyframes(self, candidates: Candidates, chosen: Indices) -> Keyframes:
         """Return the chosen candidates (row numbers, not decreasing) at full size.
@@ -165,14 +194,14 @@ class VideoDecoder:
         request = ReadFrames(tuple(FramePart(tuple(rows.tolist()), form) for rows, form in wanted), self._cpu_s)
         full_size = 3 * self._limits.largest_frame
         largest = sum(_bytes(len(rows), form) if form else len(rows) * full_size for rows, form in wanted)
-        answer, payload = self._ask(request, FramesRead, largest, candidates.path)
+        answer, payload = self._ask(request, FramesRead, largest)
         forms = [
             (form.dtype, (len(rows), *form.shape))
             if form
             else (np.dtype(np.uint8), (len(rows), answer.height, answer.width, 3))
             for rows, form in wanted
         ]
-        return PreparedFrames(tuple(self._arrays(payload, forms, candidates.path)), answer.prepare_ms)
+        return PreparedFrames(tuple(self._arrays(payload, forms)), answer.prepare_ms)
 
     def interrupt(self) -> None:
         """Give up the request in progress, and all later ones: they raise Stopped. From any thread."""
@@ -196,9 +225,7 @@ class VideoDecoder:
     def _cpu_s(self) -> int:
         return max(1, int(self._limits.timeout_s))  # decoding runs on one thread
 
-    def _ask(
-        self, request: Request, kind: type[A], largest_payload: int, path: Path, fd: int | None = None
-    ) -> tuple[A, bytearray]:
+    def _ask(self, request: Request, kind: type[A], largest_payload: int, fd: int | None = None) -> tuple[A, bytearray]:
         """Send one request and read its answer; every failure of the clip becomes a DataError.
 
         Without ``fd`` the request is about the open clip, and goes to the process that opened it.
@@ -210,15 +237,15 @@ class VideoDecoder:
         except ChildEnded as ended:
             self._end()
             self._check_not_interrupted()
-            raise _clip_error(ended, path, self._limits) from ended
+            raise _clip_error(ended, self._name, self._limits) from ended
         if isinstance(answer, DecodeRefused):
             if answer.code in RESTART_CODES:
                 self._end()
             if answer.code == DECODER_BROKEN:
                 raise _broken_error(answer.message)
             raise DataError(
-                f"{printable_path(path)} {answer.message}",
-                fix="convert the video again, or remove it",
+                f"{self._name} {answer.message}",
+                fix=answer.fix or "convert the video again, or remove it",
                 code=answer.code,
             )
         if not isinstance(answer, kind):
@@ -228,13 +255,13 @@ class VideoDecoder:
         return answer, payload
 
     def _arrays(
-        self, payload: bytearray, forms: Sequence[tuple[np.dtype[Any], tuple[int, ...]]], path: Path
+        self, payload: bytearray, forms: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
     ) -> list[npt.NDArray[Any]]:
         """The payload as arrays, checked: a decoder that a hostile file controls may answer anything."""
         sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in forms]
         if any(min(shape) < 1 for _, shape in forms) or len(payload) != sum(sizes):
             self._end()
-            raise _invalid_answer_error(path, f"{len(payload)} bytes for {[list(shape) for _, shape in forms]}")
+            raise _invalid_answer_error(self._name, f"{len(payload)} bytes for {[list(shape) for _, shape in forms]}")
         found, start = [], 0
         for (dtype, shape), size in zip(forms, sizes, strict=True):
             part = np.frombuffer(payload, dtype, math.prod(shape), start).reshape(shape)
@@ -311,35 +338,36 @@ def _start_failure(ended: ChildEnded) -> str:
     return f"it ended with {ended.reason}"
 
 
-def _clip_error(ended: ChildEnded, path: Path, limits: DecodeLimits) -> DataError:
+def _clip_error(ended: ChildEnded, name: str, limits: DecodeLimits) -> DataError:
     """The error of a clip in whose middle the process ended, by its status."""
     if isinstance(ended, ChildTimeout) or ended.status == -signal.SIGXCPU:
-        return _too_slow_error(path, limits)
+        return _too_slow_error(name, limits)
     if isinstance(ended, ChildProtocolError):
-        return _invalid_answer_error(path, ended.reason)
+        return _invalid_answer_error(name, ended.reason)
     if ended.status == -signal.SIGKILL:
         return DataError(
-            f"{printable_path(path)}: the decoder process was killed, as the system does when memory is short",
+            f"{name}: the decoder process was killed, as the system does when memory is short",
             fix="run it again with more memory free",
             code="decoder_killed",
         )
     return DataError(
-        f"{printable_path(path)}: the decoder process crashed on it ({ended.reason})",
+        f"{name}: the decoder process crashed on it ({ended.reason})",
         fix="convert the video again, or remove it",
         code="decoder_crashed",
     )
 
 
-def _invalid_answer_error(path: Path, problem: str) -> DataError:
+def _invalid_answer_error(name: str, problem: str) -> DataError:
     return DataError(
-        f"{printable_path(path)}: the decoder's answer is invalid: {problem}",
+        f"{name}: the decoder's answer is invalid: {problem}",
         fix="convert the video again, or remove it",
         code="decoder_crashed",
     )
 
 
-def _open_clip(path: Path, inside: Path | None) -> int:
-    """Open a regular file that is not empty; its descriptor. A pipe or a device is refused at once."""
+@contextlib.contextmanager
+def _opened_clip(path: Path, inside: Path | None) -> Iterator[int]:
+    """The descriptor of a regular file that is not empty. A pipe or a device is refused at once."""
     try:
         file = open_regular(path, inside=inside)
     except StorageError as error:
@@ -353,12 +381,12 @@ def _open_clip(path: Path, inside: Path | None) -> int:
                 fix="copy the video again from its source, or remove it",
                 code="video_empty",
             )
-        return os.dup(file.fileno())
+        yield file.fileno()
 
 
-def _too_slow_error(path: Path, limits: DecodeLimits) -> DataError:
+def _too_slow_error(name: str, limits: DecodeLimits) -> DataError:
     return DataError(
-        f"{printable_path(path)} took longer than {limits.timeout_s:g} s to decode",
+        f"{name} took longer than {limits.timeout_s:g} s to decode",
         fix="cut it into shorter clips",
         code="video_timeout",
     )

@@ -11,6 +11,8 @@ from ..bundle.graph_records import Record
 from .preprocessing import FrameInput
 
 DECODER_BROKEN = "decoder_broken"  # the code of a refusal that is no clip's fault
+MOST_FRAMES = 4_000_000  # of a video with segments: 37 hours at 30 a second; its index takes 100 MB
+FRAME_TIME_BYTES = 9  # a frame's time and its key frame flag, in ``FramesListed``
 
 
 class FramePart(Record, frozen=True):
@@ -28,12 +30,20 @@ class OpenClip(Message, frozen=True):
     largest_frame: int  # pixels
     held_bytes: int  # decoded frames may be kept up to this
     cpu_s: int  # processor seconds that the clip may take
+    segment: tuple[int, int] | None = None  # start and end in microseconds from the first frame; None: the whole file
 
 
 class ReadFrames(Message, frozen=True):
     """Give frames of the open clip; answer with ``FramesRead`` or ``DecodeRefused``."""
 
     parts: tuple[FramePart, ...]
+    cpu_s: int
+
+
+class ListFrames(Message, frozen=True):
+    """Give the presentation times of all frames of the attached video; answer with ``FramesListed``."""
+
+    largest_frame: int
     cpu_s: int
 
 
@@ -44,10 +54,11 @@ class Ready(Message, frozen=True):
 class Opened(Message, frozen=True):
     """Payload: the candidates, in the form that was asked for."""
 
-    t_s: tuple[float, ...]  # seconds from the first frame, one per candidate
-    frames: int  # decoded in all
+    t_s: tuple[float, ...]  # seconds from the clip's first frame, one per candidate
+    frames: int  # of the clip
     warnings: tuple[str, ...]
     peak_kb: int  # largest resident memory of the decoder, KiB
+    decoded: int = 0  # frames that were decoded for it
 
 
 class FramesRead(Message, frozen=True):
@@ -59,12 +70,22 @@ class FramesRead(Message, frozen=True):
     peak_kb: int
 
 
+class FramesListed(Message, frozen=True):
+    """Payload: microseconds of each frame from the first, int64, then one byte per frame, 1 for a key frame."""
+
+    frames: int
+    exact: bool  # False: the container states no usable times; these are spread by its rate
+    end_us: int  # where the last frame ends
+    peak_kb: int
+
+
 class DecodeRefused(Message, frozen=True):
     """The clip cannot be used."""
 
     code: str
     message: str  # follows the clip's name
+    fix: str = ""  # empty: the usual one
 
 
-Request = OpenClip | ReadFrames
-Answer = Opened | FramesRead | DecodeRefused
+Request = OpenClip | ReadFrames | ListFrames
+Answer = Opened | FramesRead | FramesListed | DecodeRefused

@@ -13,23 +13,31 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ...base.channel import Channel
 from ...base.environment import TRACEBACK
 from ...base.errors import DataError, MissingExtra
 from ...base.process import peak_resident_kb, trim_memory
+from ..clip_records import Segment
 from .decoded_clip import DecodedClip
+from .decoded_segment import DecodedSegment
 from .decoder_messages import (
     DECODER_BROKEN,
     Answer,
     DecodeRefused,
     FramePart,
+    FramesListed,
     FramesRead,
+    ListFrames,
     OpenClip,
     Opened,
     ReadFrames,
     Ready,
     Request,
 )
+from .frame_parts import read_parts
+from .open_video import OpenVideo
 from .preprocessing import Frames
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
@@ -84,8 +92,7 @@ def _allow_cpu(seconds: int) -> None:
 def _serve(parent: Channel) -> None:
     import av.error
 
-    clip: DecodedClip | None = None
-    fd: int | None = None
+    decoder = Decoder()
     while True:
         try:
             request, attached = parent.receive_with_descriptor(Request)
@@ -95,17 +102,9 @@ def _serve(parent: Channel) -> None:
         payload = memoryview(b"")
         answer: Answer
         try:
-            if isinstance(request, OpenClip):
-                clip = None  # its frames are freed before the next clip's are decoded
-                if fd is not None:
-                    os.close(fd)
-                fd = attached
-                clip = _decode(request, fd)
-                payload, answer = _candidates(clip, request)
-            else:
-                payload, answer = _frames(clip, request)
+            payload, answer = decoder.answer(request, attached)
         except DataError as error:
-            answer = DecodeRefused(error.code, error.message)
+            answer = DecodeRefused(error.code, error.message, error.fix)
         except MemoryError:  # before FFmpegError: PyAV's own MemoryError is one too
             answer = DecodeRefused("video_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB of memory to decode")
         except av.error.FFmpegError as error:
@@ -115,33 +114,91 @@ def _serve(parent: Channel) -> None:
         parent.send(answer, payload)
         payload = memoryview(b"")
         if not isinstance(answer, Opened):
-            if clip is not None:
-                clip.release_frames()
+            decoder.release_frames()
             trim_memory()  # the next clip may come much later: an idle decoder stays small
 
 
-def _decode(request: OpenClip, fd: int | None) -> DecodedClip:
-    if fd is None:
-        raise ValueError("a request to open a clip has no file")
-    return DecodedClip(
-        fd, candidates=request.candidates, largest_frame=request.largest_frame, held_bytes=request.held_bytes
-    )
+class Decoder:
+    """The file opened last, and the clip of it that is open."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self._video: OpenVideo | None = None  # of the file whose segments or frame times were asked for last
+        self._clip: DecodedClip | DecodedSegment | None = None
+
+    def answer(self, request: Request, attached: int | None) -> tuple[memoryview, Answer]:
+        """Payload and answer. Raises DataError with a code of decoder.py; ffmpeg's errors; MemoryError."""
+        if isinstance(request, ReadFrames):
+            return self._frames(request)
+        self._clip = None  # its frames are freed before the next clip's are decoded
+        if attached is None:
+            raise ValueError("a request to open a clip has no file")
+        if isinstance(request, ListFrames):
+            return _listed(self._opened_video(attached, request.largest_frame))
+        if request.segment is None:
+            return self._candidates(self._whole(attached, request), request)
+        video = self._opened_video(attached, request.largest_frame)
+        clip = DecodedSegment(
+            video, Segment(*request.segment), candidates=request.candidates, held_bytes=request.held_bytes
+        )
+        return self._candidates(clip, request)
+
+    def release_frames(self) -> None:
+        if self._clip is not None:
+            self._clip.release_frames()
+
+    def _whole(self, fd: int, request: OpenClip) -> DecodedClip:
+        self._take(fd)
+        return DecodedClip(
+            fd, candidates=request.candidates, largest_frame=request.largest_frame, held_bytes=request.held_bytes
+        )
+
+    def _opened_video(self, fd: int, largest_frame: int) -> OpenVideo:
+        """The video in ``fd``; the one that is open where it is the same file, unchanged."""
+        if self._video is not None and self._fd is not None and _same_file(self._fd, fd):
+            os.close(fd)
+            return self._video
+        self._take(fd)
+        self._video = OpenVideo(fd, largest_frame)
+        return self._video
+
+    def _take(self, fd: int) -> None:
+        """Close the file before, and keep this one."""
+        if self._video is not None:
+            self._video.close()
+        if self._fd is not None:
+            os.close(self._fd)
+        self._video, self._fd = None, fd
+
+    def _candidates(self, clip: DecodedClip | DecodedSegment, request: OpenClip) -> tuple[memoryview, Opened]:
+        self._clip = clip
+        everything = FramePart(tuple(range(len(clip.candidates))), request.form)
+        frames, _ = read_parts(clip.rgb, [everything])
+        survey = clip.survey
+        times = tuple(survey.t_s[clip.candidates].tolist())
+        answer = Opened(times, survey.frames, survey.warnings, peak_resident_kb(), clip.decoded)
+        return _joined(frames), answer
+
+    def _frames(self, request: ReadFrames) -> tuple[memoryview, FramesRead]:
+        if self._clip is None:
+            raise ValueError("frames were requested before a clip was opened")
+        frames, prepare_ms = read_parts(self._clip.rgb, request.parts)
+        height, width = self._clip.size
+        return _joined(frames), FramesRead(height, width, prepare_ms, peak_resident_kb())
 
 
-def _candidates(clip: DecodedClip, request: OpenClip) -> tuple[memoryview, Opened]:
-    everything = FramePart(tuple(range(len(clip.candidates))), request.form)
-    frames, _ = clip.read([everything])
-    survey = clip.survey
-    times = tuple(survey.t_s[clip.candidates].tolist())
-    return _joined(frames), Opened(times, survey.frames, survey.warnings, peak_resident_kb())
+def _same_file(one: int, other: int) -> bool:
+    """True where both descriptors are of one file, and it was not written to in between."""
+    first, second = os.fstat(one), os.fstat(other)
+    return all(getattr(first, name) == getattr(second, name) for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns"))
 
 
-def _frames(clip: DecodedClip | None, request: ReadFrames) -> tuple[memoryview, FramesRead]:
-    if clip is None:
-        raise ValueError("frames were requested before a clip was opened")
-    frames, prepare_ms = clip.read(request.parts)
-    height, width = clip.size
-    return _joined(frames), FramesRead(height, width, prepare_ms, peak_resident_kb())
+def _listed(video: OpenVideo) -> tuple[memoryview, FramesListed]:
+    times = video.frame_times()
+    keys = np.zeros(len(times.t_us), np.uint8)
+    keys[times.key_frames] = 1
+    payload = memoryview(times.t_us.tobytes() + keys.tobytes())
+    return payload, FramesListed(len(times.t_us), times.exact, times.end_us, peak_resident_kb())
 
 
 def _joined(frames: Sequence[Frames]) -> memoryview:
