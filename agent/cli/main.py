@@ -7,6 +7,7 @@ from .daemon import keygen, run, status
 from .doctor import doctor
 from .egress import egress
 from .extraction import extract, features, import_features
+from .labelling import label
 from .model import predict, train
 
 app = App(
@@ -22,6 +23,7 @@ app.command("run")(run)
 app.command("status")(status)
 app.command("egress")(egress)
 app.command("extract")(extract)
+app.command("label")(label)
 app.command("features")(features)
 app.command("import-features")(import_features)
 app.command("train")(train)
