@@ -1,0 +1,269 @@
+// Plays a video: the file itself where the browser can, otherwise pieces of it as WebM that the program makes.
+//
+// Times are seconds from the video's first frame. `shown` is the time of the frame that is seen.
+
+import {getBytes, getJson} from "./connection.js";
+
+const PIECE_S = 10; // of video in one piece
+const AHEAD = 2; // pieces that are fetched before they are needed
+const KEEP_S = 120; // of video around the current time that stays in memory when it is short
+const MAX_MARGIN_S = 0.02;
+const TYPE = 'video/webm; codecs="vp8"';
+
+export class Player extends EventTarget {
+  constructor(element) {
+    super();
+    Object.assign(this, {element, video: null, facts: null, shown: 0, offset: 0, loop: null, pieces: null});
+    element.addEventListener("error", () => this.failed());
+    element.addEventListener("waiting", () => this.tell("waiting"));
+    for (const name of ["playing", "seeked", "canplay"]) element.addEventListener(name, () => this.tell("ready"));
+    for (const name of ["play", "pause", "ratechange"]) element.addEventListener(name, () => this.tell("state"));
+    element.addEventListener("timeupdate", () => this.onTime());
+    element.addEventListener("ended", () => this.loop && this.restart());
+    this.watchFrames();
+  }
+
+  tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, {detail}));
+  }
+
+  get duration() {
+    const known = this.facts?.duration_s ?? this.video?.duration_s ?? this.element.duration;
+    return Number.isFinite(known) ? known : 0;
+  }
+
+  get frame() {
+    return this.facts?.fps > 0 ? 1 / this.facts.fps : 0.04;
+  }
+
+  // A border lies between two frames, so that rounding never moves a frame across it.
+  get margin() {
+    return this.facts?.variable ? 0.001 : Math.min(this.frame / 2, MAX_MARGIN_S);
+  }
+
+  // Start of a segment that begins with the frame shown; end of one that it ends with.
+  get startHere() {
+    return rounded(Math.max(0, this.shown - this.margin));
+  }
+
+  get endHere() {
+    return rounded(this.duration ? Math.min(this.duration, this.shown + this.margin) : this.shown + this.margin);
+  }
+
+  // ---- opening
+
+  async open(video) {
+    this.close();
+    Object.assign(this, {video, facts: null, shown: 0, offset: 0, loop: null});
+    const opening = (this.opening = new AbortController());
+    if (video.problem) return this.tell("problem", video.problem);
+    this.tell("waiting");
+    if (video.playable) {
+      this.native = true;
+      this.element.src = `/api/video/${video.id}`;
+    }
+    try {
+      const facts = await getJson(`/api/video/${video.id}/facts`, {signal: opening.signal});
+      if (this.opening !== opening) return;
+      this.facts = facts;
+      this.tell("facts");
+      if (!this.native) this.openPieces();
+    } catch (error) {
+      if (this.opening === opening && !this.native) this.tell("problem", error.sentence ?? error.message);
+    }
+  }
+
+  close() {
+    this.opening?.abort();
+    this.pieces?.close();
+    Object.assign(this, {pieces: null, native: false, opening: null});
+    this.element.pause();
+    this.element.removeAttribute("src");
+    this.element.load();
+  }
+
+  openPieces() {
+    if (!window.MediaSource?.isTypeSupported(TYPE))
+      return this.tell("problem", "this browser cannot play WebM: use Chromium, Chrome, Edge or Firefox");
+    this.pieces = new Pieces(this.element, this.video.id, this.duration, message => this.tell("problem", message));
+  }
+
+  // The browser cannot play the file after all: pieces of it are made.
+  failed() {
+    if (!this.element.getAttribute("src") || !this.video) return;
+    if (!this.native) return this.tell("problem", this.element.error?.message || "the video cannot be shown");
+    this.native = false;
+    if (this.facts) this.openPieces();
+    else this.open({...this.video, playable: false});
+  }
+
+  // ---- time
+
+  watchFrames() {
+    if (!("requestVideoFrameCallback" in HTMLVideoElement.prototype)) return;
+    const seen = (_, {mediaTime}) => {
+      // A file may begin later than at 0: its first frame is the beginning.
+      if (this.native && this.element.currentTime === 0 && this.element.paused) this.offset = mediaTime;
+      this.framesSeen = true;
+      this.shown = Math.max(0, mediaTime - this.offset);
+      this.checkLoop();
+      this.tell("time");
+      this.element.requestVideoFrameCallback(seen);
+    };
+    this.element.requestVideoFrameCallback(seen);
+  }
+
+  onTime() {
+    if (!this.framesSeen) {
+      this.shown = Math.max(0, this.element.currentTime - this.offset);
+      this.checkLoop();
+    }
+    this.tell("time");
+  }
+
+  checkLoop() {
+    if (this.loop && !this.element.paused && this.shown >= this.loop.end_s - 1e-4) this.restart();
+  }
+
+  restart() {
+    this.seek(this.loop.start_s + this.margin);
+    this.play();
+  }
+
+  // The frame shown at a time. `exactly` is the frame's own time where it is known before it is seen.
+  seek(seconds, exactly = seconds) {
+    const last = this.duration ? Math.max(0, this.duration - this.frame / 2) : seconds;
+    this.shown = Math.max(0, Math.min(exactly, last));
+    this.element.currentTime = Math.max(0, Math.min(seconds, last)) + this.offset;
+    this.tell("time");
+  }
+
+  step(frames) {
+    this.element.pause();
+    const exactly = this.shown + frames * this.frame;
+    this.seek(exactly + this.frame / 4, exactly);
+  }
+
+  // ---- playing
+
+  get playing() {
+    return !this.element.paused;
+  }
+
+  play() {
+    this.element.play().catch(() => {});
+  }
+
+  toggle() {
+    if (this.playing) return this.element.pause();
+    if (this.loop && (this.shown < this.loop.start_s || this.shown >= this.loop.end_s - this.frame)) this.restart();
+    else this.play();
+  }
+
+  set speed(factor) {
+    this.element.defaultPlaybackRate = this.element.playbackRate = factor;
+  }
+
+  get speed() {
+    return this.element.playbackRate;
+  }
+}
+
+const rounded = seconds => Math.round(seconds * 1000) / 1000;
+
+// The pieces of one video, put into one stream (Media Source Extensions): seeking fetches the piece that is needed.
+class Pieces {
+  constructor(element, id, duration, onProblem) {
+    Object.assign(this, {element, id, duration, onProblem, have: new Set(), closed: false});
+    this.source = new MediaSource();
+    this.url = URL.createObjectURL(this.source);
+    this.wake = () => this.pump();
+    this.source.addEventListener("sourceopen", () => this.begin(), {once: true});
+    for (const name of ["seeking", "timeupdate", "waiting"]) element.addEventListener(name, this.wake);
+    element.src = this.url;
+  }
+
+  close() {
+    this.closed = true;
+    this.fetching?.abort();
+    for (const name of ["seeking", "timeupdate", "waiting"]) this.element.removeEventListener(name, this.wake);
+    URL.revokeObjectURL(this.url);
+  }
+
+  begin() {
+    if (this.closed) return;
+    if (this.duration) this.source.duration = this.duration;
+    this.buffer = this.source.addSourceBuffer(TYPE);
+    this.pump();
+  }
+
+  get wanted() {
+    const now = Math.floor(this.element.currentTime / PIECE_S);
+    const last = this.duration ? Math.max(0, Math.ceil(this.duration / PIECE_S - 1e-6) - 1) : Infinity;
+    return Array.from({length: AHEAD + 1}, (_, ahead) => now + ahead).filter(piece => piece <= last);
+  }
+
+  // Fetches what is needed next, one piece at a time. A jump elsewhere gives up the piece that is on its way.
+  async pump() {
+    if (this.closed || !this.buffer) return;
+    if (this.fetching) {
+      if (!this.wanted.includes(this.fetched)) this.fetching.abort();
+      return;
+    }
+    const piece = this.wanted.find(number => !this.have.has(number));
+    if (piece === undefined) return;
+    const fetching = (this.fetching = new AbortController());
+    this.fetched = piece;
+    try {
+      const path = `/api/proxy/${this.id}?start_s=${piece * PIECE_S}&seconds=${PIECE_S}`;
+      const content = await getBytes(path, {signal: fetching.signal});
+      if (this.closed) return;
+      if (content.byteLength) await this.append(content);
+      this.have.add(piece);
+      this.finish();
+    } catch (error) {
+      if (this.closed || fetching.signal.aborted) return;
+      if (error.lasting === false || error.status === 409) {
+        this.have.add(piece);
+        if (piece === 0) this.onProblem(error.sentence ?? error.message);
+      } else await new Promise(resolve => setTimeout(resolve, 2000));
+    } finally {
+      this.fetching = null;
+      if (!this.closed) this.pump();
+    }
+  }
+
+  async append(content) {
+    await this.idle();
+    try {
+      this.buffer.appendBuffer(content);
+    } catch (error) {
+      if (error.name !== "QuotaExceededError") throw error;
+      await this.forget();
+      this.buffer.appendBuffer(content);
+    }
+    await this.idle();
+  }
+
+  idle() {
+    if (!this.buffer.updating) return Promise.resolve();
+    return new Promise(resolve => this.buffer.addEventListener("updateend", resolve, {once: true}));
+  }
+
+  // Drops what is far from the current time.
+  async forget() {
+    const now = this.element.currentTime;
+    for (const [from, to] of [[0, now - KEEP_S], [now + KEEP_S, this.source.duration]]) {
+      if (to <= Math.max(from, 0)) continue;
+      this.buffer.remove(Math.max(from, 0), to);
+      await this.idle();
+    }
+    const near = piece => Math.abs(piece * PIECE_S - now) < KEEP_S - PIECE_S;
+    this.have = new Set([...this.have].filter(near));
+  }
+
+  finish() {
+    const last = this.duration ? Math.max(0, Math.ceil(this.duration / PIECE_S - 1e-6) - 1) : null;
+    if (this.have.has(last) && this.source.readyState === "open" && !this.buffer.updating) this.source.endOfStream();
+  }
+}
