@@ -1,26 +1,31 @@
-"""Rules that give a clip its group where labels.csv does not: clips of one group are held out together.
+"""Rules that give a clip its class and its group where labels.csv does not (``[labels]``, ``[groups]`` of agent.toml).
 
-A group depends on the clip's own name and label alone, never on other clips: with record-dp a clip that comes or goes
-must not move others.
+Clips of one group are held out together. Group and class depend on the clip's own path and row alone, never on other
+clips: with record-dp a clip that comes or goes must not move another one.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-RuleName = Literal["auto", "name", "folder", "suffix", "pattern"]
-RULES: tuple[RuleName, ...] = ("auto", "name", "folder", "suffix", "pattern")
+from .scene_names import is_scene_word, known_data_set, person_in, recording_in, scene_in
 
+RuleName = Literal["auto", "name", "folder", "suffix", "pattern"]
+LabelFolder = Literal["parent", "top"]
+RULE_WORDS: dict[RuleName, str] = {
+    "auto": "the person or scene in the name",
+    "name": "the file's name",
+    "folder": "the folders other than the class's",
+    "suffix": "the name without the number at its end",
+    "pattern": "the pattern's group",
+}
 # Folders above the classes' that say which part of a data set a clip is in.
 SPLIT_FOLDERS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
-
-UCF101 = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c\d+")
-HMDB51 = re.compile(r"(?P<source>.+)_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+")
-KINETICS = re.compile(r"(?P<video>[\w-]{11})_\d{6}_\d{6}")
-UT_INTERACTION = re.compile(r"(?P<set>set\d+)_\d+_(?P<sequence>\d+)_\d+")
+SUFFIX = re.compile(r"[\s_.-]*(?:\([0-9]+\)|[0-9]+)$")
 
 
 @dataclass(frozen=True)
@@ -28,46 +33,97 @@ class GroupRule:
     """``[groups]`` of agent.toml."""
 
     rule: RuleName = "auto"
-    pattern: str = ""  # of the rule "pattern": a regular expression with (?P<group>…), searched in the clip's path
+    pattern: str = ""  # of the rule "pattern": a regular expression with (?P<group>…), searched for in the clip's path
 
 
 @dataclass(frozen=True)
 class ClipRules:
-    """Settings that decide a clip's group and label."""
+    """Settings that decide a clip's group and class."""
 
     groups: GroupRule = field(default_factory=GroupRule)
-    label_folder: Literal["parent", "top"] = "parent"  # the folder that is the class
+    label_folder: LabelFolder = "parent"  # the folder that is the class: the clip's own, or the outermost
 
     def label_of(self, folders: tuple[str, ...]) -> str | None:
         """Return the class of a clip in ``folders`` (from the outermost); None for a clip in none."""
-        if not folders:
-            return None
-        if self.label_folder == "parent":
-            return folders[-1]
-        return next((folder for folder in folders if folder.casefold() not in SPLIT_FOLDERS), folders[-1])
+        return class_folder(folders, self.label_folder)
 
 
 DEFAULT_RULES = ClipRules()
 
 
+def class_folder(folders: tuple[str, ...], which: LabelFolder) -> str | None:
+    """Return the folder that is the class: the innermost, or the outermost that is no split (train, test, val)."""
+    if not folders:
+        return None
+    if which == "parent":
+        return folders[-1]
+    return next((folder for folder in folders if folder.casefold() not in SPLIT_FOLDERS), folders[-1])
+
+
 def group_of(path: str, label: str | None, rule: GroupRule) -> str:
-    """Return the group of the clip at ``path`` (relative to the videos' folder, with slashes)."""
-    return default_group(PurePosixPath(path).stem, label)
+    """Return the group of the clip at ``path`` (relative to the videos' folder, with slashes), never empty."""
+    stem = PurePosixPath(path).stem
+    if rule.rule == "auto":
+        return _auto(path, stem, label)
+    if rule.rule == "folder":
+        return "/".join(_other_folders(path, label)) or stem
+    if rule.rule == "suffix":
+        return SUFFIX.sub("", stem) or stem
+    if rule.rule == "pattern":
+        match = _compiled(rule.pattern).search(path)
+        return (match["group"] if match else "") or stem
+    return stem
 
 
 def default_group(stem: str, label: str | None) -> str:
-    """Return the scene in a file name of a known data set, or else the name itself.
+    """Return the group of a name without folders: the rule ``auto``."""
+    return _auto(stem, stem, label)
 
-    UCF101 ``v_Punch_g23_c01`` -> ``Punch_g23``; HMDB51 ``TITLE_punch_f_cm_np1_fr_med_0`` -> ``TITLE``
-    (clips cut from one video); Kinetics ``VIDEOID12345_000010_000020`` -> ``VIDEOID12345``; UT-Interaction
-    ``set1_26_5_2`` -> ``set1_5`` (a sequence holds every action once).
-    """
-    if match := UCF101.fullmatch(stem):
-        return f"{match['action']}_g{match['group']}"
-    if match := HMDB51.fullmatch(stem):
-        return match["source"].removesuffix(f"_{label}") or stem
-    if match := KINETICS.fullmatch(stem):
-        return match["video"]
-    if match := UT_INTERACTION.fullmatch(stem):
-        return f"{match['set']}_{match['sequence']}"
-    return stem
+
+def pattern_problem(pattern: str) -> str:
+    """Return why a pattern cannot be used, as a sentence; empty when it can."""
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"{pattern!r} is not a regular expression: {error}"
+    if "group" not in compiled.groupindex:
+        return f"{pattern!r} has no (?P<group>…), expected one, like '(?P<group>person[0-9]+)'"
+    return ""
+
+
+def matches_pattern(path: str, rule: GroupRule) -> bool:
+    """True unless the rule is a pattern that does not match ``path``: the group is then the file's name."""
+    if rule.rule != "pattern":
+        return True
+    match = _compiled(rule.pattern).search(path)
+    return match is not None and bool(match["group"])
+
+
+def _auto(path: str, stem: str, label: str | None) -> str:
+    if (known := known_data_set(stem, label)) is not None:
+        return known
+    folders = _other_folders(path, label)
+    for name in (stem, *reversed(folders)):
+        if person := person_in(name):
+            return person
+    if recording := recording_in(stem):
+        return recording
+    inside = [folder for folder in _inside_class(path, label) if is_scene_word(folder)]
+    return "/".join(inside) or scene_in(stem, label) or stem
+
+
+def _other_folders(path: str, label: str | None) -> list[str]:
+    """Return the folders of a path other than the class's and a split's."""
+    folders = PurePosixPath(path).parts[:-1]
+    return [folder for folder in folders if folder != label and folder.casefold() not in SPLIT_FOLDERS]
+
+
+def _inside_class(path: str, label: str | None) -> tuple[str, ...]:
+    """Return the folders between the class's folder and the file."""
+    folders = PurePosixPath(path).parts[:-1]
+    return folders[folders.index(label) + 1 :] if label in folders else ()
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
