@@ -57,7 +57,9 @@ class NewClips:
             if extracted.failed:
                 log.warning("clips_failed", **extracted.failed)
             backends = extracted.backends or self._notes.status.backends
-            self._notes.note(backends=backends, extraction="", failed_clips=extracted.failed)
+            self._notes.note(
+                backends=backends, extraction="", failed_clips=extracted.failed, unlisted_clips=extracted.unlisted
+            )
         except WorkStopped:
             raise
         except FlamestError as error:  # its message may name files: it goes to the status, not to the log

@@ -18,7 +18,7 @@ from ..runtime.clip_records import Clip
 from ..runtime.extractor import open_extractor
 from ..runtime.video.decoder import DecodeLimits
 from .extraction.clips import scan_clips
-from .extraction.report import content_hash
+from .extraction.contents import content_hash
 from .training.trainer import HeadTrainer, log_softmax
 
 

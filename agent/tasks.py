@@ -19,7 +19,8 @@ from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
 from .egress.reported_evaluation import reported_evaluation
 from .extraction.extract import clips_to_extract, extract_clips
-from .extraction.report import ExtractRequest, count_by_code
+from .extraction.failures import count_by_code
+from .extraction.report import ExtractRequest
 from .extraction.store import FeatureStore
 from .training.client_state import ClientState, TrainedRound
 from .training.dataset import FeatureTable, SiloData, silo_data
@@ -150,6 +151,7 @@ class ExtractionSummary:
     backends: dict[str, str]  # by graph: where it ran; empty when nothing had to be extracted
     failed: dict[str, int]  # clips that cannot be used, by code
     used_stored_precision: bool = False  # the settings name no precision: the store's was used
+    unlisted: int = 0  # stored clips without a label, since their files are listed otherwise now
 
 
 def extract_new(request: ExtractRequest) -> ExtractionSummary:
@@ -169,14 +171,17 @@ def extract_new(request: ExtractRequest) -> ExtractionSummary:
         "clips": report.clips,
         "extracted": report.extracted,
         "skipped": report.skipped,
-        "failed": len(report.failed),
+        "failed": report.failed_clips,
         "ms_per_clip": report.ms_per_clip or 0.0,
         "peak_mb": report.peak_mb,
         "precision": report.precision,
+        **({"unlisted": report.unlisted} if report.unlisted else {}),
         **({"ended_workers": len(report.crashes)} if report.crashes else {}),
     }
     places = {placement.graph: placement.where for placement in report.placements}
-    return ExtractionSummary(figures, places, count_by_code(report.failed), report.used_stored_precision)
+    return ExtractionSummary(
+        figures, places, count_by_code(report.failed), report.used_stored_precision, report.unlisted
+    )
 
 
 def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:

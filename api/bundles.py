@@ -250,7 +250,7 @@ def _report_failures(report: ExtractReport) -> None:
             fix="flamest-agent doctor shows if this machine can decode video",
             code="all_clips_failed",
         )
-    warnings.warn(f"{len(report.failed)} of {report.clips} clips are left out: {named}{more}", stacklevel=3)
+    warnings.warn(f"{report.failed_clips} of {report.clips} clips are left out: {named}{more}", stacklevel=3)
 
 
 def _video_files(given: Sequence[PathLike]) -> tuple[list[Path], list[Prediction]]:

@@ -184,6 +184,8 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
         lines.append(f"clips of the videos that cannot be used: {sum(status.failed_clips.values())} ({counts})")
         lines.append(f"  which, and why: {_extract_command(settings)}")
         lines.append("  (--retry tries them again)")
+    if status.unlisted_clips:
+        lines.append(f"clips in the store that are not listed any more, and not trained on: {status.unlisted_clips}")
     if status.epsilon_budget is not None:
         lines.append(
             f"privacy: epsilon {status.epsilon_spent or 0:.3f} of {status.epsilon_budget:g} spent, over all runs"

@@ -223,8 +223,8 @@ def _show(report: ExtractReport, store: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    failed_count = len(report.failed)
-    say(f"{store}: {report.extracted} clips extracted, {report.skipped} already in the store, {failed_count} failed")
+    counts = f"{report.extracted} clips extracted, {report.skipped} already in the store, {report.failed_clips} failed"
+    say(f"{store}: {counts}")
     if report.ms_per_clip is not None:
         table = Table("stage", "ms per clip", box=None, pad_edge=False)
         table.columns[1].justify = "right"
@@ -237,17 +237,20 @@ def _show(report: ExtractReport, store: Path) -> None:
         say(f"the worker for {crash.device} ended ({crash.reason}); {crash.clips} clips were in work")
     for note in report.notes:
         say(f"warning: {note}")
+    if report.unlisted:
+        why = "their files are listed otherwise now"
+        say(f"{report.unlisted} clips in the store are not listed any more ({why}): kept, and not trained on")
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:
         say(f"failed{' earlier' if failed.known else ''}: {failed.clip}: {failed.reason}")
-    if known := sum(failed.known for failed in report.failed):
+    if known := sum(failed.clips for failed in report.failed if failed.known):
         say(f"{known} of them failed in an earlier run and were not tried again: use --retry")
 
 
 def _stopped(report: ExtractReport, number: int) -> Interrupted:
     """Return the error of an extraction that signal ``number`` ended."""
-    done = report.extracted + report.skipped + len(report.failed)
+    done = report.extracted + report.skipped + report.failed_clips
     return interruption(
         number,
         f"stopped with {report.clips - done} of {report.clips} clips left"
@@ -257,7 +260,7 @@ def _stopped(report: ExtractReport, number: int) -> Interrupted:
 
 
 def _nothing_usable(report: ExtractReport) -> DataError:
-    from ..extraction.report import count_by_code
+    from ..extraction.failures import count_by_code
 
     counts = ", ".join(f"{count} {code}" for code, count in count_by_code(report.failed).items())
     known = all(failed.known for failed in report.failed)

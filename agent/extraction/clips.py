@@ -62,6 +62,7 @@ class ClipFolder:
     root: Path  # the folder's real path: what is read later must still be in it
     notes: tuple[str, ...] = ()  # on rows that are used, but not as they are written; they name files
     listed: bool = False  # by a labels.csv
+    whole: bool = True  # False: a folder inside, or a row of labels.csv, could not be read
 
 
 def check_videos_folder(folder: Path) -> None:
@@ -102,6 +103,7 @@ def scan_clips(folder: Path, *, labelled: bool = True, rules: ClipRules = DEFAUL
         scan.root,
         tuple(scan.notes),
         listed,
+        scan.whole,
     )
 
 
@@ -117,6 +119,7 @@ class _Scan:
         self.clips: list[FoundClip] = []
         self.problems: list[ClipProblem] = []
         self.notes: list[str] = []
+        self.whole = True  # no clip can be missing
 
     def walk(self) -> None:
         """Take every file with a video's suffix; hidden files and folders are ignored."""
@@ -130,10 +133,12 @@ class _Scan:
         for error in unread:
             reason = f"this folder cannot be read: {error.strerror}"
             self.problems.append(ClipProblem(_name(Path(error.filename), self._folder), "unreadable", reason))
+        self.whole = not unread
 
     def take_table(self, table: LabelsTable) -> None:
         """Take the rows of a labels.csv, each a clip or a problem."""
         self.problems += [ClipProblem(_line(bad.line), bad.code, bad.reason) for bad in table.bad]
+        self.whole = not table.bad
         files = ListedFiles(self._folder, self.root)
         seen: dict[tuple[Path, Segment | None], LabelRow] = {}
         for row in table.rows:

@@ -71,7 +71,9 @@ def test_the_report_has_times_per_stage_and_memory(request_):
 
 def test_a_second_run_extracts_nothing_and_opens_no_network(request_, monkeypatch):
     extract_folder(request_)
-    monkeypatch.setattr("flamest.agent.extraction.extract.open_extractor", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(
+        "flamest.agent.extraction.networks_on_demand.open_extractor", lambda *_, **__: pytest.fail("opened")
+    )
     before = read(request_).x.tobytes()
     report = extract_folder(request_)
     assert (report.extracted, report.skipped, report.ms_per_clip, report.stages_ms) == (0, 5, None, {})
@@ -380,9 +382,12 @@ def test_extract_ends_with_one_json_object_of_the_documented_keys(request_):
     assert report.keys() == {
         "clips", "extracted", "skipped", "failed", "warnings", "ms_per_clip", "stages_ms", "peak_mb", "stopped",
         "precision", "choice", "followed", "backends", "pipeline", "crashes", "notes",
+        "unlisted",
     }  # fmt: skip
     assert (report["clips"], report["extracted"]) == (6, 5)
-    assert report["failed"] == [{"clip": "wave/empty.mp4", "reason": "video_empty: is empty", "known": False}]
+    assert report["failed"] == [
+        {"clip": "wave/empty.mp4", "reason": "video_empty: is empty", "known": False, "clips": 1}
+    ]
     assert "extracting: 6/6 clips" in done.stderr
 
 
@@ -489,7 +494,7 @@ def test_the_page_on_clips_lists_every_code_and_which_are_remembered():
     import re
 
     import flamest
-    from flamest.agent.extraction.report import REMEMBERED_CODES, TIMEOUT_CODE
+    from flamest.agent.extraction.failures import REMEMBERED_CODES, TIMEOUT_CODE
     from flamest.runtime.video import decoder
 
     rows = (Path(flamest.__path__[0]) / "docs" / "guides" / "clips.md").read_text().splitlines()
@@ -520,7 +525,7 @@ def test_a_stopped_extraction_speaks_of_stored_clips_where_there_are_some(stored
 
     from flamest.agent.cli.extraction import _stopped
 
-    report = SimpleNamespace(clips=22, extracted=stored, skipped=0, failed=())
+    report = SimpleNamespace(clips=22, extracted=stored, skipped=0, failed_clips=0)
     message = _stopped(report, signal.SIGINT).message
     assert f"stopped with {22 - stored} of 22 clips left" in message
     assert ("the others are in the store" in message) is said

@@ -4,7 +4,7 @@ import os
 import threading
 
 import pytest
-from flamest.agent.extraction import extract
+from flamest.agent.extraction import contents, extract
 from flamest.agent.extraction.clips import scan_clips
 from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import FeatureStore
@@ -72,14 +72,14 @@ def test_a_clip_linked_elsewhere_after_the_scan_is_not_read(toy_bundle, place, m
 @pytest.mark.parametrize("move", MOVES)
 def test_a_clip_linked_elsewhere_after_its_hash_is_not_decoded(toy_bundle, place, move, monkeypatch):
     found = extract.clips_to_extract(place / "videos")
-    known = extract.content_hash
+    known = contents.content_hash
 
     def then_move(*arguments):
         digest = known(*arguments)
         move(place)
         return digest
 
-    monkeypatch.setattr(extract, "content_hash", then_move)
+    monkeypatch.setattr(contents, "content_hash", then_move)
     report = extract_all(place, toy_bundle, found)
     assert [failed.code for failed in report.failed] == ["outside_folder"]
     assert report.extracted == 0

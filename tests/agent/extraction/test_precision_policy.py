@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from flamest.agent.extraction import extract, precision_policy
+from flamest.agent.extraction import extract, networks_on_demand, precision_policy
 from flamest.agent.extraction.extract import clips_to_extract, extract_clips
 from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
@@ -36,7 +36,9 @@ class Silo:
         self.store = folder / "s.sqlite"
         self.notices = []
         monkeypatch.setattr(
-            extract, "open_extractor", lambda _, **opened: FakeExtractor(self, opened["opening"].backend_options)
+            networks_on_demand,
+            "open_extractor",
+            lambda _, **opened: FakeExtractor(self, opened["opening"].backend_options),
         )
         self.be(versions=BOTH, bf16=True)
 
