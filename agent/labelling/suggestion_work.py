@@ -65,7 +65,7 @@ def suggest_for_video(request: SuggestionRequest, root: Path, path: str) -> tupl
     """Return label and probability for a video of the folder ``root``. Raises FlamestError."""
     from ...runtime.clip_records import Clip
     from ...runtime.video.decoder import DecodeLimits
-    from ..extraction.report import content_hash
+    from ..extraction.contents import content_hash
 
     extractor, trainer, model = _opened(request, root)
     limits = DecodeLimits(largest_file=MAX_FILE, inside=root)
