@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .experiments.partition import LabelSkew as LabelSkew
     from .experiments.simulation import SiloUpdate as SiloUpdate
     from .fedproto.records import Strategy as Strategy
+    from .runtime.clip_records import Segment as Segment
 
 # From 1.29 on ONNX Runtime's Linux wheels send telemetry to their maker unless this is set
 # (https://github.com/microsoft/onnxruntime/pull/27379). It is read when onnxruntime is first imported.
@@ -57,6 +58,7 @@ _HOMES = {  # the module of each name that is offered
     "Prediction": "agent.predict",
     "Run": "api.runs",
     "RunOptions": "api.options",
+    "Segment": "runtime.clip_records",
     "SiloUpdate": "experiments.simulation",
     "Silos": "api.silos",
     "Split": "api.silos",
@@ -81,6 +83,7 @@ __all__ = [
     "Prediction",
     "Run",
     "RunOptions",
+    "Segment",
     "SiloUpdate",
     "Silos",
     "Split",

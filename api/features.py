@@ -13,6 +13,8 @@ import numpy.typing as npt
 from ..agent.training.dataset import FeatureTable
 from ..base.console import counted
 from ..base.errors import DataError
+from ..experiments.recordings import Footage, clip_name
+from ..runtime.clip_records import Segment
 from .checks import embeddings, fixes, path_of, texts
 from .text import counted_classes
 
@@ -33,8 +35,11 @@ class Features:
         fingerprint: The bundle that the embeddings are of. Features of different fingerprints are never mixed.
         precision: The precision that they were computed in.
         vlm_width: ``x[:, :vlm_width]`` is the vision-language part; 0 where the parts are not known.
-        clips: An identifier of each clip: the SHA-256 of its file, or the name that was given.
+        clips: An identifier of each clip: the SHA-256 of its file (of file, start and end for a segment), or the name
+            that was given.
         captions: The caption of each clip; empty where none was made.
+        files: The video file of each clip, relative to the folder of videos; empty where it is not known.
+        segments: The part of the file that a clip is, a ``Segment``; None for the whole file.
     """
 
     x: npt.NDArray[np.float32]
@@ -46,6 +51,8 @@ class Features:
     vlm_width: int
     clips: tuple[str, ...]
     captions: tuple[str, ...]
+    files: tuple[str, ...]
+    segments: tuple[Segment | None, ...]
 
     @classmethod
     def from_arrays(
@@ -117,7 +124,20 @@ class Features:
             groups=tuple(self.groups[row] for row in pick),
             clips=tuple(self.clips[row] for row in pick),
             captions=tuple(self.captions[row] for row in pick),
+            files=tuple(self.files[row] for row in pick),
+            segments=tuple(self.segments[row] for row in pick),
         )
+
+    @property
+    def paths(self) -> list[str]:
+        """The path of each clip as commands show and take it: its file, of a segment ``FILE#t=12.5,17``."""
+        return [clip_name(file, segment) for file, segment in zip(self.files, self.segments, strict=True)]
+
+    @property
+    def footage(self) -> list[Footage]:
+        """The frames that each clip is made of; a clip of no known file shares none."""
+        named = zip(self.files, self.clips, self.segments, strict=True)
+        return [Footage(file or clip, segment) for file, clip, segment in named]
 
     @property
     def width(self) -> int:
@@ -154,11 +174,12 @@ class Features:
         from ..agent.extraction.store import StoredFeatures
 
         labels = tuple(name or None for name in self.names)
-        paths = ("",) * len(self)
         kind = (self.fingerprint, self.precision, self.vlm_width)
         write_npz(
             path_of("path", path, like="save('features.npz')"),
-            StoredFeatures(self.x, labels, self.groups, self.clips, self.captions, paths, *kind),
+            StoredFeatures(
+                self.x, labels, self.groups, self.clips, self.captions, tuple(self.paths), *kind, self.segments
+            ),
         )
 
     def table(self, labels: Sequence[str]) -> FeatureTable:
@@ -209,12 +230,14 @@ class FeatureKind:
 
 @dataclass(frozen=True)
 class ClipColumns:
-    """Label, group, name and caption of each clip."""
+    """Label, group, name and caption of each clip, its file, and its segment of it."""
 
     names: Sequence[str | None]  # labels
     groups: Sequence[str]
     clips: Sequence[str]
     captions: Sequence[str]
+    files: Sequence[str] = ()  # without them all are unknown
+    segments: Sequence[Segment | None] = ()
 
 
 def numbered_features(x: npt.NDArray[np.float32], columns: ClipColumns, kind: FeatureKind) -> Features:
@@ -222,8 +245,10 @@ def numbered_features(x: npt.NDArray[np.float32], columns: ClipColumns, kind: Fe
     labels = tuple(sorted({name for name in columns.names if name is not None}))
     place = {label: number for number, label in enumerate(labels)}
     y = np.array([UNKNOWN if name is None else place[name] for name in columns.names], dtype=np.int64)
-    texts = (tuple(columns.clips), tuple(columns.captions))
-    return Features(x, y, labels, tuple(columns.groups), kind.fingerprint, kind.precision, kind.vlm_width, *texts)
+    texts = (tuple(columns.clips), tuple(columns.captions), tuple(columns.files) or ("",) * len(x))
+    segments = tuple(columns.segments) or (None,) * len(x)
+    of_kind = (kind.fingerprint, kind.precision, kind.vlm_width)
+    return Features(x, y, labels, tuple(columns.groups), *of_kind, *texts, segments)
 
 
 def union(parts: Sequence[Features]) -> Features:
@@ -239,6 +264,8 @@ def union(parts: Sequence[Features]) -> Features:
         groups=tuple(group for part in parts for group in part.groups),
         clips=tuple(clip for part in parts for clip in part.clips),
         captions=tuple(caption for part in parts for caption in part.captions),
+        files=tuple(file for part in parts for file in part.files),
+        segments=tuple(segment for part in parts for segment in part.segments),
     )
 
 

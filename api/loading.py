@@ -98,7 +98,7 @@ def _load_store(path: Path, fingerprint: str | None, precision: str | None) -> F
         stored = store.read(fingerprint, precision)
     return numbered_features(
         np.ascontiguousarray(stored.x, dtype=np.float32),
-        ClipColumns(stored.labels, stored.groups, stored.clips, stored.captions),
+        ClipColumns(stored.labels, stored.groups, stored.clips, stored.captions, stored.files, stored.segments),
         FeatureKind(stored.fingerprint, stored.precision, stored.vlm_width),
     )
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base.errors import DataError, UsageError
-from ..experiments.partition import LabelSkew, Partition, dirichlet, eighth_of_even_share, iid, label_skew
+from ..experiments.partition import LabelSkew, Partition, dirichlet, iid, label_skew
+from ..experiments.recordings import joined_groups, silo_units, smallest_share, split_units
 from .checks import finite_number, labelled_features, shown, whole_number
 from .features import UNKNOWN, Features, union
 from .text import table
@@ -95,7 +96,9 @@ def split(
 ) -> Split:
     """Hold out a test set by whole groups, and split the other clips over silos.
 
-    Clips without a label are left out. The same arguments give the same split.
+    Clips without a label are left out. The same arguments give the same split. Groups whose clips share frames of a
+    recording count as one. The segments of a recording that are of one group go to one silo together; they are split
+    as one row of their most frequent class, except by a function of one's own.
 
     Args:
         features: All clips.
@@ -109,7 +112,8 @@ def split(
             approach 2, or a ``LabelSkew`` with its parameters. Or a function of one's own: it gets the features that
             are left, the number of silos and a ``numpy.random.Generator``, and returns the row numbers of each silo,
             or a mask for each.
-        smallest: With ``dirichlet`` and ``iid``, the fewest rows of a silo. Unless given, an eighth of an equal share
+        smallest: With ``dirichlet`` and ``iid``, the fewest rows of a silo (recordings, where they are segments).
+            Unless given, an eighth of an equal share
             and at least 2 with ``dirichlet``, and 1 with ``iid``.
 
     Returns:
@@ -138,7 +142,7 @@ def split(
             )
         parts = _own_parts(partition, rest, silos, seed)
     else:
-        made = _known_partition(partition, rest.y, silos, beta=beta, seed=seed, smallest=smallest)
+        made = _known_partition(partition, rest, silos, beta=beta, seed=seed, smallest=smallest)
         parts = list(made.silos)
     named = {f"silo-{number}": rest[rows] for number, rows in enumerate(parts, start=1)}
     return Split(Silos(named, made), held_out)
@@ -147,7 +151,8 @@ def split(
 def _hold_out(features: Features, share: float, seed: int) -> tuple[Features, Features]:
     from ..agent.training.holdout import hold_out_groups
 
-    rest, held_out = hold_out_groups(features.groups, share, seed, labels=features.names)
+    groups = joined_groups(features.groups, features.footage)
+    rest, held_out = hold_out_groups(groups, share, seed, labels=features.names)
     names = np.array(features.names)
     if lost := sorted(set(names[held_out]) - set(names[rest])):
         warnings.warn(
@@ -166,7 +171,7 @@ def _hold_out(features: Features, share: float, seed: int) -> tuple[Features, Fe
 
 def _known_partition(
     partition: PartitionName | LabelSkew,
-    y: npt.NDArray[np.int64],
+    rest: Features,
     silos: int,
     *,
     beta: float | None,
@@ -183,13 +188,17 @@ def _known_partition(
         raise UsageError(f"beta is a parameter of the partition dirichlet, not of {name}", fix="leave it out")
     if smallest is not None and name == "label-skew":
         raise UsageError("the partition label-skew has no smallest silo", fix="leave it out")
-    if name == "label-skew":
-        skew = partition if isinstance(partition, LabelSkew) else LabelSkew(most_silos=max(silos, 10))
-        return label_skew(y, silos=silos, seed=seed, skew=skew)
-    if name == "iid":
-        return iid(len(y), silos=silos, seed=seed, smallest=1 if smallest is None else smallest)
-    least = eighth_of_even_share(len(y), silos) if smallest is None else smallest
-    return dirichlet(y, silos=silos, beta=DEFAULT_BETA if beta is None else beta, seed=seed, smallest=least)
+
+    def over_silos(y: npt.NDArray[np.int64]) -> Partition:
+        if name == "label-skew":
+            skew = partition if isinstance(partition, LabelSkew) else LabelSkew(most_silos=max(silos, 10))
+            return label_skew(y, silos=silos, seed=seed, skew=skew)
+        if name == "iid":
+            return iid(len(y), silos=silos, seed=seed, smallest=1 if smallest is None else smallest)
+        least = smallest_share(len(y), len(rest), silos) if smallest is None else smallest
+        return dirichlet(y, silos=silos, beta=DEFAULT_BETA if beta is None else beta, seed=seed, smallest=least)
+
+    return split_units(silo_units(rest.groups, rest.footage), rest.y, over_silos)
 
 
 def _own_parts(partition: PartitionFunction, rest: Features, silos: int, seed: int) -> list[npt.NDArray[np.int64]]:

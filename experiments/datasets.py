@@ -24,6 +24,7 @@ import numpy.typing as npt
 from ..agent.extraction.clips import FoundClip, check_videos_folder, find_clips
 from ..base.errors import DataError, UsageError
 from ..base.files import printable_path
+from .recordings import Footage, shared_recordings
 
 Rows = npt.NDArray[np.int64]
 OFFICIAL_SPLITS = (1, 2, 3)
@@ -142,28 +143,33 @@ def paper_split(labels: Sequence[str], *, seed: int, test: int | None = None) ->
 
 @dataclass(frozen=True)
 class Leakage:
-    """Overlap of scenes between test and training split."""
+    """Overlap of scenes and recordings between test and training split."""
 
     groups: int  # on both sides
     test_groups: int
     test_clips: int  # whose group is also in train
     test_total: int
+    recordings: int = 0  # with segments on both sides
 
     def __str__(self) -> str:
+        cut = f"; {self.recordings:,} recordings have segments in both" if self.recordings else ""
         if not self.groups:
-            return f"no group of the {self.test_groups:,} in test is in train"
+            return f"no group of the {self.test_groups:,} in test is in train{cut}"
         return (
             f"{self.groups:,} of the {self.test_groups:,} groups in test are in train too: {self.test_clips:,} of "
-            f"{self.test_total:,} test clips have a sibling in train, which inflates accuracy"
+            f"{self.test_total:,} test clips have a sibling in train, which inflates accuracy{cut}"
         )
 
 
-def leakage(groups: Sequence[str], train: Rows, test: Rows) -> Leakage:
-    """Count the groups and clips of ``test`` whose scene is also in ``train``."""
+def leakage(groups: Sequence[str], train: Rows, test: Rows, footage: Sequence[Footage] = ()) -> Leakage:
+    """Count the groups and clips of ``test`` whose scene is also in ``train``, and the recordings cut by the split.
+
+    ``footage``: of each clip, as ``groups``; without it no recording is counted.
+    """
     in_train = {groups[row] for row in train}
     in_test = {groups[row] for row in test}
     leaked = sum(1 for row in test if groups[row] in in_train)
-    return Leakage(len(in_train & in_test), len(in_test), leaked, len(test))
+    return Leakage(len(in_train & in_test), len(in_test), leaked, len(test), shared_recordings(footage, train, test))
 
 
 def groups_digest(groups: Iterable[str]) -> str:

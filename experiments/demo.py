@@ -224,7 +224,7 @@ def _measure(request: DemoRequest, setup: FederationSetup, split: Split, steps: 
     with progress_bar("comparison", len(stores) + 1, unit="models") as progress:
         references = train_references(stores, test, training, progress)
     train = [video for videos in split.silos.values() for video in videos]
-    meta = metadata_accuracy(*_paths_and_labels(train), *_paths_and_labels(split.test), seed=request.seed)
+    meta = metadata_accuracy(train, split.test, seed=request.seed)
     _echo_accuracies(accuracies, references, meta, len(split.labels), steps)
     return Measured(accuracies, references, meta)
 
@@ -252,10 +252,6 @@ def _echo_accuracies(
     steps.note(f"chance       {1 / classes:6.1%}")
 
 
-def _paths_and_labels(videos: Sequence[LabelledVideo]) -> tuple[list[Path], list[str]]:
-    return [video.path for video in videos], [video.label for video in videos]
-
-
 def _examples(request: DemoRequest, setup: FederationSetup, split: Split) -> ExampleClips:
     store = request.out / "test" / "features.sqlite"
     test = test_table(read_store(store, setup.fingerprint), setup.labels)
@@ -273,8 +269,8 @@ def _predict(
     what = f"a clip that is right and {'one that is wrong' if examples.wrong else 'the least certain one'}"
     steps.begin(f"predicting {what} (flamest-agent predict)")
     videos = [clip.video for clip in examples.shown]
-    paths = [video.path for video in videos]
-    result = run_command("agent", "predict", "--bundle", setup.bundle, "--model", _last_model(request), *paths)
+    names = [video.named(video.path) for video in videos]
+    result = run_command("agent", "predict", "--bundle", setup.bundle, "--model", _last_model(request), *names)
     predicted = tuple(
         {**found, "truth": video.label} for found, video in zip(result["predictions"], videos, strict=True)
     )

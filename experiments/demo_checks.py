@@ -52,7 +52,7 @@ class DemoRequest:
         if not split.test:
             raise DataError(
                 f"all {len(videos)} clips are of one group, so none can be held out for the test",
-                fix="name each clip's scene or person in the third column of a labels.csv: path,label,group",
+                fix="name each clip's scene or person in a labels.csv, in a column called group",
             )
         return split
 
@@ -138,27 +138,28 @@ def _check_videos(request: DemoRequest) -> tuple[LabelledVideo, ...] | None:
     if request.videos is None:
         return None
     videos = labelled_videos(request.videos)
-    for video in videos:
-        if not os.access(video.path, os.R_OK):
+    files = list(dict.fromkeys(video.path for video in videos))
+    for path in files:
+        if not os.access(path, os.R_OK):
             raise StorageError(
-                f"{printable_path(video.path)} may not be read by this user", fix=f"chmod -R u+rX {request.videos}"
+                f"{printable_path(path)} may not be read by this user", fix=f"chmod -R u+rX {request.videos}"
             )
     request.split(videos)
-    _check_some_can_be_read(request.videos, videos)
+    _check_some_can_be_read(request.videos, files)
     return videos
 
 
-def _check_some_can_be_read(folder: Path, videos: Sequence[LabelledVideo]) -> None:
+def _check_some_can_be_read(folder: Path, files: Sequence[Path]) -> None:
     """Read some files' headers. One that is damaged is left out later; when all are, these are no videos."""
     from .metadata import metadata_features
 
-    step = max(1, len(videos) // PROBED)
-    probed = videos[::step]
-    widths = metadata_features([video.path for video in probed])[:, 0]
+    step = max(1, len(files) // PROBED)
+    probed = files[::step]
+    widths = metadata_features(probed)[:, 0]
     if not widths.any():
         raise DataError(
             f"none of {len(probed)} files of {printable_path(folder)} can be read as a video, "
-            f"{printable_path(probed[0].path)} among them",
+            f"{printable_path(probed[0])} among them",
             fix="give --videos a folder of clips that FFmpeg can read (MP4, AVI, MKV, …)",
         )
 
@@ -183,7 +184,8 @@ def needed_bytes(request: DemoRequest, videos: Sequence[LabelledVideo] | None, m
     if videos is not None:
         classes, clips = len({video.label for video in videos}), len(videos)
         device = _existing(request.out).stat().st_dev
-        copied = sum(found.st_size for video in videos if (found := video.path.stat()).st_dev != device)
+        files = {video.path for video in videos}
+        copied = sum(found.st_size for path in files if (found := path.stat()).st_dev != device)
     model = 4 * HeadSpec(inputs=width, outputs=classes).parameters
     # A model a round at the coordinator and one taken out; updates and models of each silo.
     models = model * (2 * request.rounds + 6 * request.silos)

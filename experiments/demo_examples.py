@@ -12,7 +12,7 @@ from ..agent.extraction.store import ClipNote, FeatureStore
 from ..agent.training.dataset import FeatureTable
 from ..agent.training.trainer import HeadTrainer, log_softmax
 from ..fedproto.model_file import read_model
-from .silos import LabelledVideo, Split
+from .silos import LabelledVideo, Split, laid_out_names
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,10 @@ def find_examples(model: Path, store: Path, fingerprint: str, test: FeatureTable
     with FeatureStore.open(store, create=False, read_only=True) as opened:
         notes = opened.notes(fingerprint)
 
+    videos = dict(zip(laid_out_names(split.test), split.test, strict=True))
+
     def clip(note: ClipNote) -> ExampleClip:
-        # lay_out_videos numbered the files
-        return ExampleClip(split.test[int(Path(note.path).stem)], note.times_s)
+        return ExampleClip(videos[note.path], note.times_s)
 
     right = clip(notes[chosen.right]) if chosen.right is not None else None
     return ExampleClips(right, clip(notes[chosen.doubtful]), chosen.wrong)

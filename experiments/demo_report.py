@@ -120,12 +120,16 @@ def _clip_prediction(clip: ExampleClip, predicted: dict[str, Any], manifest: Man
     """The clip as the page shows it; None when it could not be read again."""
     if not predicted["labels"]:
         return None
-    path = clip.video.path
+    path, segment = clip.video.path, clip.video.segment
     return ClipPrediction(
-        video="/".join(path.parts[-2:]),
+        video=clip.video.named("/".join(path.parts[-2:])),
         labels=tuple((item["label"], item["probability"]) for item in predicted["labels"]),
         truth=clip.video.label,
-        frames=frames_at(path, clip.times_s) if clip.times_s else keyframe_strip(path, manifest.keyframes),
+        frames=(
+            frames_at(path, clip.times_s, segment=segment)
+            if clip.times_s
+            else keyframe_strip(path, manifest.keyframes, segment=segment)
+        ),
         caption=predicted["caption"],
     )
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import DataError, MissingExtra, StorageError
+from ..runtime.clip_records import Segment
 from ..runtime.video.video_file import ALLOWED_FORMATS
+from .silos import LabelledVideo
 
 if TYPE_CHECKING:
     import av.container
@@ -25,26 +27,22 @@ COLUMNS = ("width", "height", "seconds", "fps", "bytes")
 TREES = 100
 
 
-def metadata_features(paths: Sequence[Path]) -> Table:
+def metadata_features(paths: Sequence[Path], segments: Sequence[Segment | None] | None = None) -> Table:
     """float64 [N, 5]: each file's width and height (pixels), length (seconds), frames per second, bytes.
 
-    Read from the container alone, without frames. Values missing in the header, or all but the bytes when the
-    file cannot be read, are 0. Raises MissingExtra without PyAV, StorageError when a file does not exist.
+    Of a segment the length is its own, and the bytes are its share of the file's by length. Read from the container
+    alone, without frames. Values missing in the header, or all but the bytes when the file cannot be read, are 0.
+    Raises MissingExtra without PyAV, StorageError when a file does not exist.
     """
     import numpy as np
 
-    rows = [(*_header(path), _bytes(path)) for path in paths]
+    headers = {path: (*_header(path), _bytes(path)) for path in dict.fromkeys(paths)}
+    parts = segments if segments is not None else [None] * len(paths)
+    rows = [_of_part(headers[path], segment) for path, segment in zip(paths, parts, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(COLUMNS))
 
 
-def metadata_accuracy(
-    train_paths: Sequence[Path],
-    train_labels: Sequence[str],
-    test_paths: Sequence[Path],
-    test_labels: Sequence[str],
-    *,
-    seed: int = 0,
-) -> float:
+def metadata_accuracy(train: Sequence[LabelledVideo], test: Sequence[LabelledVideo], *, seed: int = 0) -> float:
     """Share of the test clips (0 … 1) whose class a random forest predicts from ``metadata_features``.
 
     scikit-learn's RandomForestClassifier with 100 trees and its other defaults, fitted on the training clips;
@@ -55,15 +53,27 @@ def metadata_accuracy(
         from sklearn.ensemble import RandomForestClassifier
     except ImportError as error:
         raise MissingExtra("scikit-learn", extra="agent") from error
-    if not train_paths or not test_paths:
+    if not train or not test:
         raise DataError(
-            f"the metadata baseline got {len(train_paths)} training and {len(test_paths)} test clips, "
-            "expected at least 1 of each",
+            f"the metadata baseline got {len(train)} training and {len(test)} test clips, expected at least 1 of each",
             fix="give more clips with --videos",
         )
     forest = RandomForestClassifier(n_estimators=TREES, random_state=seed)
-    forest.fit(metadata_features(train_paths), list(train_labels))
-    return float(forest.score(metadata_features(test_paths), list(test_labels)))
+    forest.fit(_features(train), [video.label for video in train])
+    return float(forest.score(_features(test), [video.label for video in test]))
+
+
+def _features(videos: Sequence[LabelledVideo]) -> Table:
+    return metadata_features([video.path for video in videos], [video.segment for video in videos])
+
+
+def _of_part(file: tuple[float, ...], segment: Segment | None) -> tuple[float, ...]:
+    """The row of a segment, from that of its file."""
+    if segment is None:
+        return file
+    width, height, seconds, rate, size = file
+    length = max(0.0, min(segment.end_s, seconds or segment.end_s) - segment.start_s)
+    return width, height, length, rate, size * min(1.0, length / seconds) if seconds else 0.0
 
 
 def _bytes(path: Path) -> float:

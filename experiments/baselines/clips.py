@@ -1,4 +1,4 @@
-"""Labelled video files decoded to small frames in memory, which the baselines train on.
+"""Labelled videos decoded to small frames in memory, which the baselines train on.
 
 FLAMeST's silos keep embeddings; the baselines need the frames in every epoch. Every clip is decoded once, in
 the runtime's decoder process, and kept as bytes.
@@ -20,14 +20,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
 from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
 from ...runtime.video.decoder import VideoDecoder
 from ..datasets import groups_digest
-from ..silos import LabelledVideo, labelled_videos
+from ..recordings import joined_groups
+from ..silos import LabelledVideo, held_out, labelled_videos
 
 Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -97,13 +97,14 @@ class ClipSplit:
     @property
     def record(self) -> dict[str, Any]:
         """For a result: sizes of both sides, and a digest of the test's groups, which a table compares with its own."""
-        groups = [self.videos[row].group for row in self.test]
-        return {"train": len(self.train), "test": len(self.test), "test_groups_sha256": groups_digest(groups)}
+        groups = joined_groups([video.group for video in self.videos], [video.footage for video in self.videos])
+        held = groups_digest(groups[row] for row in self.test)
+        return {"train": len(self.train), "test": len(self.test), "test_groups_sha256": held}
 
     @property
     def digest(self) -> str:
         """SHA-256 of names, labels, groups, file sizes and the split; part of a checkpoint's key."""
-        lines = (f"{v.path.name}\t{v.label}\t{v.group}\t{v.path.stat().st_size}" for v in self.videos)
+        lines = (f"{v.named(v.path.name)}\t{v.label}\t{v.group}\t{v.path.stat().st_size}" for v in self.videos)
         text = "\n".join(itertools.chain(lines, [str(self.train), str(self.test)]))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -114,14 +115,14 @@ def split_clips(folder: Path, *, test_share: float, seed: int) -> ClipSplit:
     Raises StorageError and DataError as ``labelled_videos`` does, DataError when nothing can be held out.
     """
     videos = labelled_videos(folder)
-    groups, labels = [video.group for video in videos], [video.label for video in videos]
-    train, test = hold_out_groups(groups, test_share, seed, labels=labels)
+    train, test = held_out(videos, test_share, seed)
     if test_share and not len(test):
         raise DataError(
             f"the clips of {folder} are all of one group: none can be held out for the test",
             fix="give groups in labels.csv (path,label,group)",
         )
-    return ClipSplit(videos, tuple(sorted(set(labels))), tuple(train.tolist()), tuple(test.tolist()))
+    labels = tuple(sorted({video.label for video in videos}))
+    return ClipSplit(videos, labels, tuple(train.tolist()), tuple(test.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,7 @@ def decode_clips(split: ClipSplit, shape: ClipShape, progress: Progress, *, proc
     pixels = np.empty((len(split.videos), *shape.stored), dtype=np.uint8)
     readable = np.ones(len(split.videos), dtype=bool)
     failed = []
-    for row, outcome in _decode_all([video.path for video in split.videos], shape, processes):
+    for row, outcome in _decode_all(split.videos, shape, processes):
         if isinstance(outcome, DataError):
             readable[row] = False
             failed.append(str(outcome))
@@ -179,18 +180,20 @@ def _check_memory(clips: int, shape: ClipShape) -> None:
         )
 
 
-def _decode_all(paths: Sequence[Path], shape: ClipShape, processes: int) -> Iterator[tuple[int, Bytes | DataError]]:
-    """(row, pixels or the error of that file) of every path, in order."""
-    workers = max(1, min(processes, len(paths)))
+def _decode_all(
+    videos: Sequence[LabelledVideo], shape: ClipShape, processes: int
+) -> Iterator[tuple[int, Bytes | DataError]]:
+    """(row, pixels or the error of that clip) of every clip, in order."""
+    workers = max(1, min(processes, len(videos)))
     with contextlib.ExitStack() as open_decoders:
         free: queue.SimpleQueue[VideoDecoder] = queue.SimpleQueue()
         for _ in range(workers):
             free.put(open_decoders.enter_context(VideoDecoder(_rule(shape))))
 
-        def decode(path: Path) -> Bytes | DataError:
+        def decode(video: LabelledVideo) -> Bytes | DataError:
             decoder = free.get()
             try:
-                return _as_bytes(decoder.candidates(path).pixels, shape)
+                return _as_bytes(decoder.candidates(video.path, video.segment).pixels, shape)
             except DataError as error:
                 return error
             finally:
@@ -198,7 +201,7 @@ def _decode_all(paths: Sequence[Path], shape: ClipShape, processes: int) -> Iter
 
         with ThreadPoolExecutor(max_workers=workers) as pool:
             try:
-                yield from enumerate(pool.map(decode, paths))
+                yield from enumerate(pool.map(decode, videos))
             except BaseException:  # including Ctrl-C: do not decode the rest
                 pool.shutdown(cancel_futures=True)
                 raise

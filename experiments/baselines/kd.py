@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...agent.training.holdout import hold_out_groups
 from ...base.errors import DataError
 from ...base.progress import Progress
-from ..partition import dirichlet, eighth_of_even_share, iid
+from ..partition import Partition, dirichlet, iid
+from ..recordings import silo_units, smallest_share, split_units
+from ..silos import held_out
 from .checkpoints import run_key
 from .clips import Bytes, ClipSet, ClipSplit, DecodedClips, Rows, decode_clips, split_clips
 from .fedasync import Arrival, schedule_arrivals
 from .kd_federation import Federation, fine_tune
-from .kd_settings import KdRequest
+from .kd_settings import FederatedSettings, KdRequest
 from .losses import distillation_loss
 from .networks import MEAN, STD, Role, as_input, build_network, count_parameters, replace_classifier
 from .result import SET_ASIDE, BaselineResult, best_and_last, settings_record, torch_on, training_machine, write_result
@@ -57,25 +58,31 @@ def split_kd_clips(request: KdRequest) -> KdSplit:
     if request.central is not None:
         central = split_clips(request.central, test_share=0.0, seed=request.seed)
     else:
-        groups = [clips.videos[row].group for row in rest]
-        labels = [clips.videos[row].label for row in rest]
-        kept, set_aside = hold_out_groups(groups, settings.central.share, request.seed + 1, labels=labels)
+        kept, set_aside = held_out([clips.videos[row] for row in rest], settings.central.share, request.seed + 1)
         rest, centre_rows = rest[kept], rest[set_aside]
         if not len(centre_rows):
             raise DataError(
                 "no clips can be set aside for the centre: the training clips are all of one group",
                 fix="give the centre's own clips with --central DIR",
             )
-    labels = [clips.videos[row].label for row in rest]
-    federated = settings.federated
-    smallest = eighth_of_even_share(len(rest), federated.silos)
-    if federated.beta is None:
-        partition = iid(len(rest), silos=federated.silos, seed=request.seed, smallest=smallest)
-    else:
-        partition = dirichlet(labels, silos=federated.silos, beta=federated.beta, seed=request.seed, smallest=smallest)
+    partition = _over_silos(clips, rest, settings.federated, request.seed)
     return KdSplit(
         clips, central, tuple(centre_rows.tolist()), tuple(tuple(rest[rows].tolist()) for rows in partition.silos)
     )
+
+
+def _over_silos(clips: ClipSplit, rest: Rows, federated: FederatedSettings, seed: int) -> Partition:
+    """Split rows of ``clips`` over silos, the segments of a recording together."""
+
+    def split(y: Rows) -> Partition:
+        smallest = smallest_share(len(y), len(rest), federated.silos)
+        if federated.beta is None:
+            return iid(len(y), silos=federated.silos, seed=seed, smallest=smallest)
+        return dirichlet(y, silos=federated.silos, beta=federated.beta, seed=seed, smallest=smallest)
+
+    videos = [clips.videos[row] for row in rest]
+    units = silo_units([video.group for video in videos], [video.footage for video in videos])
+    return split_units(units, np.array([clips.labels.index(video.label) for video in videos], dtype=np.int64), split)
 
 
 def kd_steps(request: KdRequest) -> int:

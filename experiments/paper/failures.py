@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 import numpy.typing as npt
 
+from ...agent.extraction.store import ClipNote
 from ...base.errors import DataError, StorageError
 from ..report.html import count, definitions, image, node
 from .features import table_name
@@ -24,7 +25,7 @@ MAX_SHOWN = 40
 class WrongClip:
     """A misclassified test clip."""
 
-    path: str  # relative to the video folder
+    path: str  # relative to the video folder; of a segment PATH#t=12.5,17
     caption: str
     truth: str
     predicted: str
@@ -91,20 +92,20 @@ def _wrong_clip(inputs: ExperimentInputs, row: int, predicted: int) -> WrongClip
     data = inputs.data
     note = data.clips[row]
     captioned = data.noted.get(note.sha256, note)
-    frames = _keyframes(inputs.settings.videos, note.path, captioned.times_s)
+    frames = _keyframes(inputs.settings.videos, note, captioned.times_s)
     return WrongClip(
         note.path, captioned.caption, data.labels[data.y[row]], data.labels[predicted], captioned.times_s, frames
     )
 
 
-def _keyframes(videos: Path | None, name: str, times_s: Sequence[float]) -> tuple[bytes, ...]:
+def _keyframes(videos: Path | None, note: ClipNote, times_s: Sequence[float]) -> tuple[bytes, ...]:
     """The stored keyframes as small JPEGs; none without the videos or when the clip cannot be read."""
-    if videos is None or not times_s or not (videos / name).is_file():
+    if videos is None or not times_s or not (videos / note.file).is_file():
         return ()
     from ..report.video_frames import frames_at
 
     try:
-        return frames_at(videos / name, times_s)
+        return frames_at(videos / note.file, times_s, segment=note.segment)
     except (DataError, StorageError):
         return ()
 

@@ -76,7 +76,7 @@ def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", vide
                 fix="--dataset ucf101 --videos DIR, or --split groups",
             )
         known = KNOWN[dataset]
-        files = [note.path for note in data.clips]
+        files = [note.file for note in data.clips]
         train, test = official_split(known, find_split_folder(known, videos), int(rule.kind[-1]), files, names)
     if not len(train) or not len(test):
         raise DataError(
@@ -84,4 +84,4 @@ def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", vide
             f"train on and {len(test)} to test on",
             fix="use clips of two or more groups (scenes), or --split paper, which ignores groups",
         )
-    return DataSplit(train, test, leakage(data.groups, train, test))
+    return DataSplit(train, test, leakage(data.groups, train, test, data.footage))

@@ -12,7 +12,8 @@ from ...agent.training.local import train_locally
 from ...agent.training.trainer import HeadTrainer, evaluate
 from ...fedproto.head import HeadSpec, params_sha256
 from ...fedproto.records import RunSettings
-from ..partition import Partition, dirichlet, eighth_of_even_share, iid, label_skew
+from ..partition import Partition, Rows, dirichlet, iid, label_skew
+from ..recordings import silo_units, smallest_share, split_units
 from ..simulation import SimulatedSilo, simulate
 from .features import ExperimentData
 from .jobs import Job, PartitionRule, RunResult
@@ -28,14 +29,21 @@ def head_of(job: Job, data: ExperimentData) -> HeadSpec:
     return HeadSpec(sum(widths), len(data.labels), job.hidden, job.fusion, blocks=blocks, standardise=job.standardise)
 
 
-def partition_of(rule: PartitionRule, y: np.ndarray, seed: int) -> Partition:
-    """Split of the training rows over silos; no silo of a Dirichlet split is below an eighth of its even share."""
-    if rule.kind == "label-skew":
-        return label_skew(y, silos=rule.silos, seed=seed, skew=rule.skew)
-    if rule.kind == "dirichlet":
-        smallest = eighth_of_even_share(len(y), rule.silos)
-        return dirichlet(y, silos=rule.silos, beta=rule.beta, seed=seed, smallest=smallest)
-    return iid(len(y), silos=rule.silos, seed=seed)
+def partition_of(rule: PartitionRule, y: Rows, units: Rows, seed: int) -> Partition:
+    """Split of the training rows over silos by whole units (recordings.py).
+
+    No silo of a Dirichlet split is below an eighth of its even share.
+    """
+
+    def split(classes: Rows) -> Partition:
+        if rule.kind == "label-skew":
+            return label_skew(classes, silos=rule.silos, seed=seed, skew=rule.skew)
+        if rule.kind == "dirichlet":
+            smallest = smallest_share(len(classes), len(y), rule.silos)
+            return dirichlet(classes, silos=rule.silos, beta=rule.beta, seed=seed, smallest=smallest)
+        return iid(len(classes), silos=rule.silos, seed=seed)
+
+    return split_units(units, y, split)
 
 
 def run_job(job: Job, data: ExperimentData, *, dataset: str = "", videos: Path | None = None) -> RunResult:
@@ -47,7 +55,8 @@ def run_job(job: Job, data: ExperimentData, *, dataset: str = "", videos: Path |
     spec = head_of(job, data)
     if job.timed:
         return _timed(job, spec, union, test)
-    partition = partition_of(job.partition, union.y, job.seed)
+    units = silo_units([data.groups[row] for row in split.train], [data.footage[row] for row in split.train])
+    partition = partition_of(job.partition, union.y, units, job.seed)
     silos = [SimulatedSilo(f"silo-{number}", union.rows(rows)) for number, rows in enumerate(partition.silos, start=1)]
     settings = RunSettings(
         run="experiment",

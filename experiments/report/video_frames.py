@@ -1,4 +1,4 @@
-"""Small pictures of a clip's frames, for the reports."""
+"""Small pictures of a clip's frames, for the reports. Videos are decoded in the decoder process alone."""
 
 from __future__ import annotations
 
@@ -9,24 +9,56 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import DataError, MissingExtra
-from ...runtime.bundle.manifest import KeyframeRule
+from ...base.errors import MissingExtra
+from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
+from ...runtime.clip_records import Segment
 from ...runtime.keyframes import uniform_indices
 from ...runtime.video.decoder import VideoDecoder
 from ...runtime.video.video_file import ALLOWED_FORMATS
 
+# For a single frame, which is taken at its full size: the small one is not used.
+ONE_FRAME = KeyframeRule(
+    count=1,
+    candidates=1,
+    preprocessing=FramePreprocessing(8, "stretch", "bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    feature_width=1,
+    space="none",
+)
 
-def keyframe_strip(video: Path, rule: KeyframeRule, *, pictures: int = 8, height: int = 120) -> tuple[bytes, ...]:
+
+def keyframe_strip(
+    video: Path, rule: KeyframeRule, *, segment: Segment | None = None, pictures: int = 8, height: int = 120
+) -> tuple[bytes, ...]:
     """At most ``pictures`` evenly spread frames of ``video`` in time order, as JPEG files ``height`` pixels high.
 
     Decoded as for extraction; ``rule`` is the bundle's and sets the number of candidate frames.
     Raises DataError when the clip cannot be read, MissingExtra without PyAV or Pillow.
     """
     with VideoDecoder(rule) as decoder:
-        candidates = decoder.candidates(video)
+        candidates = decoder.candidates(video, segment)
         chosen = uniform_indices(len(candidates.pixels), pictures)
         frames = decoder.keyframes(candidates, chosen).rgb
     return tuple(_jpeg(frame, height) for frame in frames)
+
+
+def frames_at(
+    video: Path, times_s: Sequence[float], *, segment: Segment | None = None, height: int = 120
+) -> tuple[bytes, ...]:
+    """The frames shown at ``times_s``, in time order, each a JPEG ``height`` pixels high.
+
+    ``times_s``: seconds from the clip's first frame; of ``segment`` where the clip is one. Each frame is decoded as a
+    segment of its own, so at most one group of pictures is decoded for it.
+    Raises DataError when the clip cannot be read, MissingExtra without PyAV or Pillow.
+    """
+    with VideoDecoder(ONE_FRAME) as decoder:
+        shown_us = np.sort(decoder.frame_times(video).t_us)
+        first_us = shown_us[np.searchsorted(shown_us, segment.start_us).clip(max=len(shown_us) - 1)] if segment else 0
+        pictures = []
+        for time_s in sorted(times_s):
+            nearest = int(shown_us[np.abs(shown_us - (first_us + time_s * 1e6)).argmin()])
+            candidates = decoder.candidates(video, Segment(nearest, nearest + 1))
+            pictures.append(_jpeg(decoder.keyframes(candidates, np.zeros(1, np.int64)).rgb[0], height))
+    return tuple(pictures)
 
 
 def _jpeg(frame: npt.NDArray[np.uint8], height: int) -> bytes:
@@ -39,31 +71,3 @@ def _jpeg(frame: npt.NDArray[np.uint8], height: int) -> bytes:
     file = io.BytesIO()
     picture.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=85)
     return file.getvalue()
-
-
-def frames_at(video: Path, times_s: Sequence[float], *, height: int = 120) -> tuple[bytes, ...]:
-    """The frames of ``video`` shown at ``times_s`` (seconds from clip start), each a JPEG ``height`` pixels high.
-
-    Raises DataError when the clip cannot be read, MissingExtra without PyAV or Pillow.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtra("av", extra="agent") from error
-    wanted = sorted(times_s)
-    found: list[npt.NDArray[np.uint8]] = []
-    options = {"format_whitelist": ALLOWED_FORMATS, "protocol_whitelist": "file"}
-    try:
-        with av.open(str(video), metadata_errors="ignore", container_options=options) as container:
-            first: float | None = None
-            for frame in container.decode(video=0):
-                first = frame.time if first is None else first
-                while len(found) < len(wanted) and (frame.time or 0.0) - (first or 0.0) >= wanted[len(found)] - 1e-3:
-                    found.append(np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8))
-                if len(found) == len(wanted):
-                    break
-    except av.FFmpegError as error:
-        raise DataError(
-            f"{video} cannot be decoded: {error}", fix="remove the video, or convert it again", code="video_damaged"
-        ) from error
-    return tuple(_jpeg(frame, height) for frame in found)

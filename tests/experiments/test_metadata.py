@@ -10,7 +10,8 @@ import pytest
 from flamest.base.errors import DataError, StorageError
 from flamest.experiments.metadata import metadata_accuracy, metadata_features
 from flamest.experiments.miniworld.videos import CLASSES, render_dataset
-from flamest.experiments.silos import labelled_videos
+from flamest.experiments.silos import LabelledVideo, labelled_videos
+from flamest.runtime.clip_records import Segment
 
 
 def write_video(path: Path, *, width: int = 64, height: int = 48, frames: int = 12, fps: int = 10) -> Path:
@@ -22,6 +23,10 @@ def write_video(path: Path, *, width: int = 64, height: int = 48, frames: int = 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def labelled(files: list[Path], labels: list[str]) -> list[LabelledVideo]:
+    return [LabelledVideo(path, label, path.stem) for path, label in zip(files, labels, strict=True)]
 
 
 @pytest.mark.parametrize("kind", ["mp4", "avi", "mkv"])
@@ -52,6 +57,14 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
     assert metadata_features([trap])[0, :4].tolist() == [0, 0, 0, 0]
 
 
+def test_a_segment_has_its_own_length_and_share_of_the_bytes(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "x.avi", frames=40, fps=10)
+    size = path.stat().st_size
+    rows = metadata_features([path] * 3, [None, Segment.of_seconds(1, 2), Segment.of_seconds(3, 99)])
+    assert rows[:, 2].tolist() == [4, 1, 1]
+    assert rows[:, 4].tolist() == [size, size / 4, size / 4]
+
+
 def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot read"):
         metadata_features([tmp_path / "absent.mp4"])
@@ -61,22 +74,23 @@ def test_only_classes_that_differ_in_length_are_predicted(tmp_path: Path) -> Non
     short = [write_video(tmp_path / f"s{n}.avi", frames=4 + n % 3) for n in range(8)]
     long = [write_video(tmp_path / f"l{n}.avi", frames=20 + n % 3) for n in range(8)]
     labels = ["short"] * 4 + ["long"] * 4
-    apart = metadata_accuracy(short[:4] + long[:4], labels, short[4:] + long[4:], labels)
+    apart = metadata_accuracy(labelled(short[:4] + long[:4], labels), labelled(short[4:] + long[4:], labels))
     assert apart == 1.0
     alike = [write_video(tmp_path / f"m{n}.avi") for n in range(8)]
-    assert metadata_accuracy(alike[:4], ["a", "b"] * 2, alike[4:], ["a", "b"] * 2) == 0.5
+    assert metadata_accuracy(labelled(alike[:4], ["a", "b"] * 2), labelled(alike[4:], ["a", "b"] * 2)) == 0.5
 
 
 def test_same_seed_gives_the_same_accuracy(tmp_path: Path) -> None:
     files = [write_video(tmp_path / f"{n}.avi", frames=3 + 2 * (n % 7)) for n in range(16)]
     labels = [str(n * n % 3) for n in range(16)]
-    first, again = (metadata_accuracy(files[:10], labels[:10], files[10:], labels[10:], seed=3) for _ in range(2))
+    train, test = labelled(files[:10], labels[:10]), labelled(files[10:], labels[10:])
+    first, again = (metadata_accuracy(train, test, seed=3) for _ in range(2))
     assert first == again
 
 
 def test_a_side_without_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 training and 0 test clips"):
-        metadata_accuracy([write_video(tmp_path / "x.mp4")], ["a"], [], [])
+        metadata_accuracy(labelled([write_video(tmp_path / "x.mp4")], ["a"]), [])
 
 
 def test_the_mini_worlds_headers_hardly_predict_its_classes(tmp_path: Path) -> None:
@@ -84,10 +98,4 @@ def test_the_mini_worlds_headers_hardly_predict_its_classes(tmp_path: Path) -> N
     clips = labelled_videos(tmp_path / "clips")
     train = [clip for clip in clips if clip.group < "g03"]
     test = [clip for clip in clips if clip.group >= "g03"]
-    accuracy = metadata_accuracy(
-        [clip.path for clip in train],
-        [clip.label for clip in train],
-        [clip.path for clip in test],
-        [clip.label for clip in test],
-    )
-    assert accuracy < 2.2 / len(CLASSES)
+    assert metadata_accuracy(train, test) < 2.2 / len(CLASSES)
