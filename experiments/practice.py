@@ -2,13 +2,15 @@
 
 ``practice/bundle`` is the mini-world's bundle, ``practice/labels.txt`` names the classes; ``practice/ward-7/videos``
 and ``practice/ward-8/videos`` are the silos' clips as ``LABEL/clip.mp4`` with a labels.csv, of scenes of their own;
-``practice/new`` has clips of scenes that neither has seen.
+``practice/new`` has clips of scenes that neither has seen. ``practice/recording/corridor.mp4`` is a long recording
+without labels, to label with ``flamest-agent label``; ``practice/corridor.csv`` says what it shows.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +18,17 @@ from pathlib import Path
 from ..base.files import new_directory
 from ..base.progress import progress_bar
 from ..runtime.bundle.packaged import miniworld_bundle
+from ..runtime.clip_records import seconds_text
 from .miniworld.specs import MOTIONS, OBJECTS
-from .miniworld.videos import ClipKey, clip_keys, render_clips
+from .miniworld.videos import ClipKey, clip_keys, render_clips, render_recording
 
 SEED = 500  # of the clips; not those of the demo and the experiments
 SCENES = {"ward-7": range(0, 9), "ward-8": range(9, 18), "new": range(18, 20)}
+RECORDED_SCENE, RECORDED = 20, 4  # of the recording: a scene of its own, clips of each class
 SILOS = ("ward-7", "ward-8")
 KEYS = tuple(clip_keys(groups=20, seed=SEED, objects=OBJECTS[:3], motions=MOTIONS[:2]))  # 6 classes, 120 clips
 LABELS = tuple(dict.fromkeys(key.label for key in KEYS))
+RECORDING = "corridor.mp4"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ def make_practice(folder: Path) -> Practice:
         (building / "labels.txt").write_text("\n".join(LABELS) + "\n")
         if renders:
             _write_clips(parts, building)
+            _write_recording(building)
     return Practice(folder, clips, written=True)
 
 
@@ -85,6 +91,20 @@ def _write_clips(parts: dict[str, list[ClipKey]], folder: Path) -> None:
     rendered.rmdir()
     for silo in SILOS:
         _write_labels(folder / silo / "videos" / "labels.csv", parts[silo])
+
+
+def _write_recording(folder: Path) -> None:
+    """Write a recording of all classes in changing order, and the table of its segments (video,label,start,end)."""
+    shown = [(kind, motion, number) for kind in OBJECTS[:3] for motion in MOTIONS[:2] for number in range(RECORDED)]
+    random.Random(SEED).shuffle(shown)
+    (folder / "recording").mkdir()
+    keys = [ClipKey(SEED, RECORDED_SCENE, *what) for what in shown]
+    parts = render_recording(folder / "recording" / RECORDING, keys)
+    with (folder / "corridor.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("video", "label", "start", "end"))
+        for label, part in parts:
+            rows.writerow((RECORDING, label, seconds_text(part.start_us), seconds_text(part.end_us)))
 
 
 def _write_labels(path: Path, keys: Sequence[ClipKey]) -> None:

@@ -84,8 +84,8 @@ def split_units(
 ) -> Partition:
     """Split the rows over silos by whole units: ``split`` gets the class of each unit, its most frequent one.
 
-    ``units``: int64 [N], 0 and up without a gap; ``y``: int64 [N]. Where every row is a unit of its own, this is ``split(y)``. Raises what ``split``
-    does; DataError where there are too few units.
+    ``units``: int64 [N], 0 and up without a gap; ``y``: int64 [N]. Where every row is a unit of its own, this is
+    ``split(y)``. Raises what ``split`` does; DataError where there are too few units.
     """
     count = int(units.max(initial=-1)) + 1
     if count == len(units):
@@ -100,7 +100,7 @@ def split_units(
         if error.code != IMPOSSIBLE:
             raise
         raise DataError(
-            f"the {len(units)} clips are parts of {count} recordings, each of which goes to one silo, and {error.message}",
+            f"the {len(units)} clips are of {count} recordings, which go to one silo each, and {error.message}",
             fix="use fewer silos, more recordings, or groups within the recordings (labels.csv, column group)",
             code=IMPOSSIBLE,
         ) from error

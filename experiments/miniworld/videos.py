@@ -25,9 +25,12 @@ from typing import TYPE_CHECKING, Any, Final
 from ...base.errors import MissingExtra, SettingsError, UsageError
 from ...base.files import new_directory
 from ...base.progress import Progress
+from ...runtime.clip_records import Segment
 from .specs import MOTIONS, OBJECTS, ClipSpec, caption_frame, generator, sample_clip
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .frames import Image
 
 CLASSES: Final[tuple[str, ...]] = tuple(f"{kind}_{motion}" for kind in OBJECTS for motion in MOTIONS)
@@ -142,13 +145,39 @@ def render_clips(keys: Sequence[ClipKey], folder: Path, *, processes: int) -> It
             raise
 
 
-def encode_clip(frames: Iterable[Image], *, fps: int, codec: str, quality: int) -> bytes:
-    """MP4 file of frames uint8 [H, W, 3], yuv420p. ``quality``: x264's crf or MPEG-4's quantiser (lower is better)."""
+def render_recording(path: Path, keys: Sequence[ClipKey]) -> tuple[tuple[str, Segment], ...]:
+    """Write the clips of ``keys``, one after the other, as one video (H.264); returns label and segment of each.
+
+    The clips are of one scene; key frames are a second apart.
+    """
+    from .frames import draw_frames
+
+    fps = keys[0].spec().scene.fps
+    parts: list[tuple[str, Segment]] = []
+
+    def frames() -> Iterator[Image]:
+        shown = 0
+        for key in keys:
+            spec = key.spec()
+            yield from draw_frames(spec, _drawing(key))
+            parts.append((key.label, Segment.of_seconds(shown / fps, (shown + spec.frames) / fps)))
+            shown += spec.frames
+
+    path.write_bytes(encode_clip(frames(), fps=fps, codec="libx264", quality=26, key_every=fps))
+    return tuple(parts)
+
+
+def encode_clip(frames: Iterable[Image], *, fps: int, codec: str, quality: int, key_every: int | None = None) -> bytes:
+    """MP4 file of frames uint8 [H, W, 3], yuv420p. ``quality``: x264's crf or MPEG-4's quantiser (lower is better).
+
+    ``key_every``: frames from one key frame to the next; the codec's choice unless given.
+    """
     import av
 
     file = io.BytesIO()
+    options = _codec_options(codec, quality) | ({} if key_every is None else {"g": str(key_every)})
     with av.open(file, "w", format="mp4") as container:
-        stream: Any = container.add_stream(codec, rate=fps, options=_codec_options(codec, quality))
+        stream: Any = container.add_stream(codec, rate=fps, options=options)
         stream.pix_fmt = "yuv420p"
         for index, frame in enumerate(frames):
             if index == 0:
@@ -169,13 +198,17 @@ def _render(folder: Path, key: ClipKey) -> ClipKey:
     """Draw one clip and write its file; runs in a rendering process."""
     from .frames import draw_frames
 
-    spec = key.spec()
-    stream = (key.group, 1 + OBJECTS.index(key.kind), 1 + MOTIONS.index(key.motion), key.number, 1)
-    random = generator(key.seed, *stream)
+    spec, random = key.spec(), _drawing(key)
     quality = int(random.integers(24, 34) if spec.scene.codec == "libx264" else random.integers(4, 10))
     frames = draw_frames(spec, random)
     (folder / key.path).write_bytes(encode_clip(frames, fps=spec.scene.fps, codec=spec.scene.codec, quality=quality))
     return key
+
+
+def _drawing(key: ClipKey) -> np.random.Generator:
+    """The random numbers that a clip's frames are drawn with."""
+    stream = (key.group, 1 + OBJECTS.index(key.kind), 1 + MOTIONS.index(key.motion), key.number, 1)
+    return generator(key.seed, *stream)
 
 
 def _label_rows(keys: Sequence[ClipKey]) -> Iterator[tuple[str, ...]]:

@@ -97,7 +97,7 @@ def test_silos_get_whole_units_and_all_rows():
 
 
 def test_too_few_recordings_are_named_with_a_way_out():
-    with pytest.raises(DataError, match="the 6 clips are parts of 2 recordings") as raised:
+    with pytest.raises(DataError, match="the 6 clips are of 2 recordings") as raised:
         split_units(np.repeat([0, 1], 3), np.zeros(6, np.int64), lambda y: iid(len(y), silos=3, seed=0))
     assert "column group" in raised.value.fix
 

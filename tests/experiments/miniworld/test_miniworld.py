@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flamest.base.errors import StorageError, UsageError
 from flamest.experiments.metadata import metadata_accuracy
-from flamest.experiments.silos import LabelledVideo
 from flamest.experiments.miniworld.specs import (
     MOTIONS,
     OBJECTS,
@@ -22,6 +21,7 @@ from flamest.experiments.miniworld.specs import (
     sample_scene,
 )
 from flamest.experiments.miniworld.videos import CLASSES, ClipKey, clip_keys, render_dataset
+from flamest.experiments.silos import LabelledVideo
 from flamest.export.weights.vocabulary import small_vocabulary
 
 GROUPS = 3
