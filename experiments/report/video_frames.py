@@ -14,7 +14,6 @@ from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.clip_records import Segment
 from ...runtime.keyframes import uniform_indices
 from ...runtime.video.decoder import VideoDecoder
-from ...runtime.video.video_file import ALLOWED_FORMATS
 
 # For a single frame, which is taken at its full size: the small one is not used.
 ONE_FRAME = KeyframeRule(
@@ -51,8 +50,11 @@ def frames_at(
     Raises DataError when the clip cannot be read, MissingExtra without PyAV or Pillow.
     """
     with VideoDecoder(ONE_FRAME) as decoder:
-        shown_us = np.sort(decoder.frame_times(video).t_us)
-        first_us = shown_us[np.searchsorted(shown_us, segment.start_us).clip(max=len(shown_us) - 1)] if segment else 0
+        shown_us = decoder.frame_times(video).t_us
+        first = int(np.searchsorted(shown_us, segment.start_us)) if segment else 0
+        if first == len(shown_us):
+            decoder.candidates(video, segment)  # raises the error that names the segment
+        first_us = int(shown_us[first])
         pictures = []
         for time_s in sorted(times_s):
             nearest = int(shown_us[np.abs(shown_us - (first_us + time_s * 1e6)).argmin()])
