@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..agent.training.dataset import FeatureTable
 from ..base.console import counted
 from ..base.errors import DataError
-from ..experiments.recordings import Footage, clip_name
+from ..experiments.recordings import Extent, clip_name
 from ..runtime.clip_records import Segment
 from .checks import embeddings, fixes, path_of, texts
 from .text import counted_classes
@@ -134,10 +134,10 @@ class Features:
         return [clip_name(file, segment) for file, segment in zip(self.files, self.segments, strict=True)]
 
     @property
-    def footage(self) -> list[Footage]:
+    def extents(self) -> list[Extent]:
         """The frames that each clip is made of; a clip of no known file shares none."""
         named = zip(self.files, self.clips, self.segments, strict=True)
-        return [Footage(file or clip, segment) for file, clip, segment in named]
+        return [Extent(file or clip, segment) for file, clip, segment in named]
 
     @property
     def width(self) -> int:

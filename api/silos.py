@@ -151,7 +151,7 @@ def split(
 def _hold_out(features: Features, share: float, seed: int) -> tuple[Features, Features]:
     from ..agent.training.holdout import hold_out_groups
 
-    groups = joined_groups(features.groups, features.footage)
+    groups = joined_groups(features.groups, features.extents)
     rest, held_out = hold_out_groups(groups, share, seed, labels=features.names)
     names = np.array(features.names)
     if lost := sorted(set(names[held_out]) - set(names[rest])):
@@ -198,7 +198,7 @@ def _known_partition(
         least = smallest_share(len(y), len(rest), silos) if smallest is None else smallest
         return dirichlet(y, silos=silos, beta=DEFAULT_BETA if beta is None else beta, seed=seed, smallest=least)
 
-    return split_units(silo_units(rest.groups, rest.footage), rest.y, over_silos)
+    return split_units(silo_units(rest.groups, rest.extents), rest.y, over_silos)
 
 
 def _own_parts(partition: PartitionFunction, rest: Features, silos: int, seed: int) -> list[npt.NDArray[np.int64]]:

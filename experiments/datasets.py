@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..agent.extraction.clips import FoundClip, check_videos_folder, find_clips
 from ..base.errors import DataError, UsageError
 from ..base.files import printable_path
-from .recordings import Footage, shared_recordings
+from .recordings import Extent, shared_recordings
 
 Rows = npt.NDArray[np.int64]
 OFFICIAL_SPLITS = (1, 2, 3)
@@ -161,15 +161,15 @@ class Leakage:
         )
 
 
-def leakage(groups: Sequence[str], train: Rows, test: Rows, footage: Sequence[Footage] = ()) -> Leakage:
+def leakage(groups: Sequence[str], train: Rows, test: Rows, extents: Sequence[Extent] = ()) -> Leakage:
     """Count the groups and clips of ``test`` whose scene is also in ``train``, and the recordings cut by the split.
 
-    ``footage``: of each clip, as ``groups``; without it no recording is counted.
+    ``extents``: of each clip, as ``groups``; without it no recording is counted.
     """
     in_train = {groups[row] for row in train}
     in_test = {groups[row] for row in test}
     leaked = sum(1 for row in test if groups[row] in in_train)
-    return Leakage(len(in_train & in_test), len(in_test), leaked, len(test), shared_recordings(footage, train, test))
+    return Leakage(len(in_train & in_test), len(in_test), leaked, len(test), shared_recordings(extents, train, test))
 
 
 def groups_digest(groups: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ WHOLE = Segment(0, 1 << 62)  # a clip that is its whole file shares frames with 
 
 
 @dataclass(frozen=True)
-class Footage:
+class Extent:
     """The frames that a clip is made of."""
 
     recording: str  # names the file: its path or the SHA-256 of its content
@@ -40,7 +40,7 @@ def clip_name(file: Path | str, segment: Segment | None) -> str:
     return str(file) if segment is None else f"{file}#{segment}"
 
 
-def joined_groups(groups: Sequence[str], footage: Sequence[Footage]) -> tuple[str, ...]:
+def joined_groups(groups: Sequence[str], extents: Sequence[Extent]) -> tuple[str, ...]:
     """The group of every clip; groups with clips that share a frame have one name, the first of theirs in order."""
     parent = {group: group for group in groups}
 
@@ -50,8 +50,8 @@ def joined_groups(groups: Sequence[str], footage: Sequence[Footage]) -> tuple[st
             group = parent[group]
         return group
 
-    for rows in _with_segments(footage):
-        spans = sorted((footage[row].segment or WHOLE, groups[row]) for row in rows)
+    for rows in _with_segments(extents):
+        spans = sorted((extents[row].segment or WHOLE, groups[row]) for row in rows)
         reach, last = spans[0][0].end_us, spans[0][1]  # the latest end so far, and the group of that clip
         for segment, group in spans[1:]:
             if segment.start_us < reach:
@@ -62,21 +62,21 @@ def joined_groups(groups: Sequence[str], footage: Sequence[Footage]) -> tuple[st
     return tuple(root(group) for group in groups)
 
 
-def silo_units(groups: Sequence[str], footage: Sequence[Footage]) -> Rows:
+def silo_units(groups: Sequence[str], extents: Sequence[Extent]) -> Rows:
     """int64 [N]: a number for every clip; clips of one number go to one silo together. Counted in order of rows."""
-    joined = joined_groups(groups, footage)
-    keys: list[tuple[str, str] | int] = list(range(len(footage)))
-    for rows in _with_segments(footage):
+    joined = joined_groups(groups, extents)
+    keys: list[tuple[str, str] | int] = list(range(len(extents)))
+    for rows in _with_segments(extents):
         for row in rows:
-            keys[row] = (footage[row].recording, joined[row])
+            keys[row] = (extents[row].recording, joined[row])
     places: dict[tuple[str, str] | int, int] = {}
     return np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.int64)
 
 
-def shared_recordings(footage: Sequence[Footage], train: Rows, test: Rows) -> int:
+def shared_recordings(extents: Sequence[Extent], train: Rows, test: Rows) -> int:
     """Number of recordings with clips on both sides; a file that is one clip as a whole does not count."""
     sides = (set(train.tolist()), set(test.tolist()))
-    return sum(all(side.intersection(rows) for side in sides) for rows in _with_segments(footage))
+    return sum(all(side.intersection(rows) for side in sides) for rows in _with_segments(extents))
 
 
 def split_units(
@@ -113,9 +113,9 @@ def smallest_share(units: int, rows: int, silos: int) -> int:
     return eighth_of_even_share(units, silos) if units == rows else max(1, units // (8 * silos))
 
 
-def _with_segments(footage: Sequence[Footage]) -> list[list[int]]:
+def _with_segments(extents: Sequence[Extent]) -> list[list[int]]:
     """Rows of each recording of which segments are clips, where it has several clips."""
     rows: dict[str, list[int]] = {}
-    for row, clip in enumerate(footage):
+    for row, clip in enumerate(extents):
         rows.setdefault(clip.recording, []).append(row)
-    return [found for found in rows.values() if len(found) > 1 and any(footage[row].segment for row in found)]
+    return [found for found in rows.values() if len(found) > 1 and any(extents[row].segment for row in found)]

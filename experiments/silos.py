@@ -19,7 +19,7 @@ from ..agent.training.holdout import hold_out_groups
 from ..base.errors import DataError
 from ..runtime.clip_records import Segment, seconds_text
 from .partition import Rows, dirichlet
-from .recordings import Footage, clip_name, joined_groups, silo_units, smallest_share, split_units
+from .recordings import Extent, clip_name, joined_groups, silo_units, smallest_share, split_units
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class LabelledVideo:
     camera: str = ""
 
     @property
-    def footage(self) -> Footage:
+    def extent(self) -> Extent:
         """Its frames, to compare with those of other clips."""
-        return Footage(str(self.path), self.segment)
+        return Extent(str(self.path), self.segment)
 
     def named(self, path: Path | str) -> str:
         """``path`` as the name of this clip: with its segment, as commands take it."""
@@ -83,7 +83,7 @@ def is_miniworld(folder: Path) -> bool:
 
 def held_out(videos: Sequence[LabelledVideo], share: float, seed: int) -> tuple[Rows, Rows]:
     """Rows (train, test): about ``share`` of each class in whole groups, and no frame on both sides."""
-    groups = joined_groups([video.group for video in videos], [video.footage for video in videos])
+    groups = joined_groups([video.group for video in videos], [video.extent for video in videos])
     return hold_out_groups(groups, share, seed, labels=[video.label for video in videos])
 
 
@@ -97,7 +97,7 @@ def split_videos(videos: Sequence[LabelledVideo], *, silos: int, beta: float, te
     labels = tuple(sorted({video.label for video in videos}))
     number = {label: place for place, label in enumerate(labels)}
     y = np.array([number[video.label] for video in rest], dtype=np.int64)
-    units = silo_units([video.group for video in rest], [video.footage for video in rest])
+    units = silo_units([video.group for video in rest], [video.extent for video in rest])
     partition = split_units(
         units,
         y,

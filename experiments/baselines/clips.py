@@ -97,7 +97,7 @@ class ClipSplit:
     @property
     def record(self) -> dict[str, Any]:
         """For a result: sizes of both sides, and a digest of the test's groups, which a table compares with its own."""
-        groups = joined_groups([video.group for video in self.videos], [video.footage for video in self.videos])
+        groups = joined_groups([video.group for video in self.videos], [video.extent for video in self.videos])
         held = groups_digest(groups[row] for row in self.test)
         return {"train": len(self.train), "test": len(self.test), "test_groups_sha256": held}
 

@@ -81,7 +81,7 @@ def _over_silos(clips: ClipSplit, rest: Rows, federated: FederatedSettings, seed
         return dirichlet(y, silos=federated.silos, beta=federated.beta, seed=seed, smallest=smallest)
 
     videos = [clips.videos[row] for row in rest]
-    units = silo_units([video.group for video in videos], [video.footage for video in videos])
+    units = silo_units([video.group for video in videos], [video.extent for video in videos])
     return split_units(units, np.array([clips.labels.index(video.label) for video in videos], dtype=np.int64), split)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ...agent.extraction.store import ClipNote, FeatureStore, StoredFeatures
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
-from ..recordings import Footage, joined_groups
+from ..recordings import Extent, joined_groups
 
 # Names in our tables, after the paper's; the keys name stores and appear on the command line.
 SINGLE: dict[str, str] = {
@@ -106,9 +106,9 @@ class ExperimentData:
         self.labels: tuple[str, ...] = tuple(sorted(set(names)))
         index_of = {label: index for index, label in enumerate(self.labels)}
         self.y: npt.NDArray[np.int64] = np.array([index_of[name] for name in names], dtype=np.int64)
-        self.footage: tuple[Footage, ...] = tuple(Footage(note.file, note.segment) for note in self.clips)
+        self.extents: tuple[Extent, ...] = tuple(Extent(note.file, note.segment) for note in self.clips)
         # Of clips that share frames the same one, so that a split by groups tears no frames apart.
-        self.groups: tuple[str, ...] = joined_groups([note.group for note in self.clips], self.footage)
+        self.groups: tuple[str, ...] = joined_groups([note.group for note in self.clips], self.extents)
         self._read = functools.lru_cache(maxsize=3)(self._read_store)
         self._digests: dict[str, str] = {}
         if len(self.labels) < 2:

@@ -84,4 +84,4 @@ def split_data(data: ExperimentData, rule: SplitRule, *, dataset: str = "", vide
             f"train on and {len(test)} to test on",
             fix="use clips of two or more groups (scenes), or --split paper, which ignores groups",
         )
-    return DataSplit(train, test, leakage(data.groups, train, test, data.footage))
+    return DataSplit(train, test, leakage(data.groups, train, test, data.extents))

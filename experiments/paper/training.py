@@ -55,7 +55,7 @@ def run_job(job: Job, data: ExperimentData, *, dataset: str = "", videos: Path |
     spec = head_of(job, data)
     if job.timed:
         return _timed(job, spec, union, test)
-    units = silo_units([data.groups[row] for row in split.train], [data.footage[row] for row in split.train])
+    units = silo_units([data.groups[row] for row in split.train], [data.extents[row] for row in split.train])
     partition = partition_of(job.partition, union.y, units, job.seed)
     silos = [SimulatedSilo(f"silo-{number}", union.rows(rows)) for number, rows in enumerate(partition.silos, start=1)]
     settings = RunSettings(

@@ -9,7 +9,7 @@ import pytest
 from flamest.base.errors import DataError
 from flamest.experiments.partition import dirichlet, iid
 from flamest.experiments.recordings import (
-    Footage,
+    Extent,
     joined_groups,
     shared_recordings,
     silo_units,
@@ -19,11 +19,11 @@ from flamest.experiments.recordings import (
 from flamest.runtime.clip_records import Segment
 
 
-def part(recording: str, start: float, end: float) -> Footage:
-    return Footage(recording, Segment.of_seconds(start, end))
+def part(recording: str, start: float, end: float) -> Extent:
+    return Extent(recording, Segment.of_seconds(start, end))
 
 
-def overlap(first: Footage, second: Footage) -> bool:
+def overlap(first: Extent, second: Extent) -> bool:
     """Two clips share a frame, said in the plainest way."""
     if first.recording != second.recording:
         return False
@@ -33,40 +33,40 @@ def overlap(first: Footage, second: Footage) -> bool:
 
 
 def test_groups_that_share_frames_have_one_name():
-    footage = [part("a", 0, 4), part("a", 3, 6), part("a", 6, 9), part("b", 0, 4)]
-    assert joined_groups(["w", "v", "u", "t"], footage) == ("v", "v", "u", "t")  # 6 is the end of one, start of another
+    extents = [part("a", 0, 4), part("a", 3, 6), part("a", 6, 9), part("b", 0, 4)]
+    assert joined_groups(["w", "v", "u", "t"], extents) == ("v", "v", "u", "t")  # 6 is the end of one, start of another
 
 
 def test_a_whole_file_shares_frames_with_each_segment_of_it():
-    footage = [part("a", 90, 99), Footage("a"), part("b", 0, 1)]
-    assert joined_groups(["2", "1", "3"], footage) == ("1", "1", "3")
+    extents = [part("a", 90, 99), Extent("a"), part("b", 0, 1)]
+    assert joined_groups(["2", "1", "3"], extents) == ("1", "1", "3")
 
 
 def test_whole_files_keep_groups_and_are_units_of_their_own():
-    footage = [Footage("a"), Footage("b"), Footage("a")]  # a store of two folders may have one path twice
-    assert joined_groups(["1", "2", "3"], footage) == ("1", "2", "3")
-    assert silo_units(["1", "1", "1"], footage).tolist() == [0, 1, 2]
+    extents = [Extent("a"), Extent("b"), Extent("a")]  # a store of two folders may have one path twice
+    assert joined_groups(["1", "2", "3"], extents) == ("1", "2", "3")
+    assert silo_units(["1", "1", "1"], extents).tolist() == [0, 1, 2]
 
 
 def test_a_group_joins_across_recordings():
-    footage = [part("a", 0, 2), part("a", 1, 3), part("b", 0, 2), part("b", 1, 3)]
-    assert joined_groups(["x", "y", "y", "z"], footage) == ("x", "x", "x", "x")
+    extents = [part("a", 0, 2), part("a", 1, 3), part("b", 0, 2), part("b", 1, 3)]
+    assert joined_groups(["x", "y", "y", "z"], extents) == ("x", "x", "x", "x")
 
 
 def test_no_frame_is_in_two_groups_of_random_clips():
     draw = random.Random(0)
     for _ in range(200):
-        footage, groups = [], []
+        extents, groups = [], []
         for _ in range(draw.randint(2, 14)):
             start = draw.randint(0, 20)
             whole = draw.random() < 0.1
             name = draw.choice("abc")
-            footage.append(Footage(name) if whole else part(name, start, start + draw.randint(1, 6)))
+            extents.append(Extent(name) if whole else part(name, start, start + draw.randint(1, 6)))
             groups.append(draw.choice("pqrst"))
-        joined = joined_groups(groups, footage)
-        segmented = {clip.recording for clip in footage if clip.segment}
-        for row, first in enumerate(footage):
-            for other, second in enumerate(footage):
+        joined = joined_groups(groups, extents)
+        segmented = {clip.recording for clip in extents if clip.segment}
+        for row, first in enumerate(extents):
+            for other, second in enumerate(extents):
                 if overlap(first, second) and first.recording in segmented:
                     assert joined[row] == joined[other]
                 if groups[row] == groups[other]:
@@ -74,9 +74,9 @@ def test_no_frame_is_in_two_groups_of_random_clips():
 
 
 def test_a_recording_is_one_unit_unless_groups_divide_it():
-    footage = [part("a", 0, 1), part("b", 0, 1), part("a", 1, 2), part("b", 1, 2), Footage("c")]
-    assert silo_units(["a", "b", "a", "b", "c"], footage).tolist() == [0, 1, 0, 1, 2]
-    assert silo_units(["p", "p", "q", "p", "p"], footage).tolist() == [0, 1, 2, 1, 3]
+    extents = [part("a", 0, 1), part("b", 0, 1), part("a", 1, 2), part("b", 1, 2), Extent("c")]
+    assert silo_units(["a", "b", "a", "b", "c"], extents).tolist() == [0, 1, 0, 1, 2]
+    assert silo_units(["p", "p", "q", "p", "p"], extents).tolist() == [0, 1, 2, 1, 3]
 
 
 def test_units_of_one_clip_are_split_as_rows_are():
@@ -103,5 +103,5 @@ def test_too_few_recordings_are_named_with_a_way_out():
 
 
 def test_recordings_with_segments_on_both_sides_are_counted():
-    footage = [part("a", 0, 1), part("a", 1, 2), part("b", 0, 1), Footage("c"), Footage("c")]
-    assert shared_recordings(footage, np.array([0, 2, 3]), np.array([1, 4])) == 1
+    extents = [part("a", 0, 1), part("a", 1, 2), part("b", 0, 1), Extent("c"), Extent("c")]
+    assert shared_recordings(extents, np.array([0, 2, 3]), np.array([1, 4])) == 1

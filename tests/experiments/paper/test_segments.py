@@ -86,13 +86,13 @@ def test_recordings_that_the_paper_split_divides_are_counted(inputs):
 
 def test_groups_that_share_no_frames_may_divide_a_recording(inputs):
     data = inputs.data
-    found = leakage([note.sha256 for note in data.clips], np.arange(30), np.arange(30, 60), data.footage)
+    found = leakage([note.sha256 for note in data.clips], np.arange(30), np.arange(30, 60), data.extents)
     assert (found.groups, found.recordings > 0) == (0, True)
 
 
 def test_silos_of_an_experiment_get_whole_recordings(inputs):
     data = inputs.data
-    units = silo_units(data.groups, data.footage)
+    units = silo_units(data.groups, data.extents)
     for rule in (inputs.iid(), inputs.dirichlet()):
         parts = partition_of(rule, data.y, units, 0).silos
         files = [{data.clips[row].file for row in rows} for rows in parts]
