@@ -88,7 +88,7 @@ def clip_warnings(settings: AgentSettings) -> list[str]:
     """
     if settings.videos is None:
         return []
-    folder = clips_to_extract(settings.videos)
+    folder = clips_to_extract(settings.videos, settings.rules)
     if not folder.clips:
         first = folder.problems[0]
         raise DataError(
@@ -135,7 +135,9 @@ def label_notes(settings: AgentSettings, run: RunSettings) -> list[str]:
 def _labels(settings: AgentSettings, run: RunSettings) -> set[str]:
     """Return the labels of the clips that the silo would train on: of its videos, or of its store."""
     if settings.videos is not None:
-        return {clip.label for clip in scan_clips(settings.videos).clips if clip.label is not None}
+        return {
+            clip.label for clip in scan_clips(settings.videos, rules=settings.rules).clips if clip.label is not None
+        }
     with FeatureStore.open(settings.store, create=False, read_only=True) as store:
         return {note.label for note in store.notes(run.fingerprint, settings.precision) if note.label is not None}
 

@@ -88,6 +88,7 @@ class _Daemon:
             settings.policy.hold_out,
             settings.work.threads,
             noise_secret(settings.state),
+            settings.aliases,
         )
         first = AgentStatus(pid=os.getpid(), silo=silo, since=utc_text(), **model_in_use(settings.state))
         self._notes = StatusNotes(settings.state, first)

@@ -48,6 +48,7 @@ class NewClips:
                 training_precision=settings.precision,
                 pipeline=settings.work.pipeline(),
                 device=settings.work.device,
+                rules=settings.rules,
             )
             extracted = self._worker.call(extract_new, request, on_progress=self._note_progress)
             log.info("extracted", **extracted.figures, **extracted.backends)

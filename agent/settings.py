@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -18,6 +19,8 @@ from ..runtime.devices import check_devices
 from ..runtime.pipeline_options import MOST_ASKED, PipelineOptions
 from ..runtime.video.decoder import DecodeLimits
 from .egress.policy import Policy
+from .extraction.aliases import LabelAliases, alias_problems
+from .extraction.groups import ClipRules, GroupRule, pattern_problem
 from .extraction.report import GB, MAX_CLIP_GB
 from .handshake import ConnectionSettings, split_address
 
@@ -64,6 +67,22 @@ class Work(_Record, frozen=True):
         return DecodeLimits(timeout_s=self.clip_timeout, largest_file=int(self.max_clip_gb * GB))
 
 
+class Groups(_Record, frozen=True):
+    """[groups] in agent.toml: the group of a clip whose row in labels.csv names no group and no person."""
+
+    # "auto": the person or scene in the name; "name": the file's name; "folder": the folders other than the class's;
+    # "suffix": the name without the number at its end; "pattern": by ``pattern``
+    rule: Literal["auto", "name", "folder", "suffix", "pattern"] = "auto"
+    pattern: str = ""  # of the rule "pattern": a regular expression with (?P<group>…), searched for in the clip's path
+
+
+class Labels(_Record, frozen=True):
+    """[labels] in agent.toml: which folder is a clip's class, and the run's words for this silo's labels."""
+
+    folder: Literal["parent", "top"] = "parent"  # without a labels.csv: the clip's own folder, or the outermost
+    alias: dict[str, str] = {}  # [labels.alias]: this silo's word = the run's class; the store keeps this silo's
+
+
 class AgentSettings(_Record, frozen=True):
     """The whole file. Relative paths are relative to the file's folder."""
 
@@ -76,7 +95,19 @@ class AgentSettings(_Record, frozen=True):
     trusted_keys: tuple[str, ...] = ()  # public key files, or ed25519:…; one of them must have signed the bundle
     policy: Policy = Policy()
     work: Work = Work()
+    groups: Groups = Groups()
+    labels: Labels = Labels()
     log: LogSettings = LogSettings()
+
+    @property
+    def rules(self) -> ClipRules:
+        """Rules for groups and classes of the video folder."""
+        return ClipRules(GroupRule(self.groups.rule, self.groups.pattern), self.labels.folder)
+
+    @property
+    def aliases(self) -> LabelAliases:
+        """The run's classes by this silo's words."""
+        return LabelAliases(self.labels.alias)
 
     def trust(self) -> TrustedKeys:
         """Read the keys of ``trusted_keys``; raises SettingsError for one that is not a key."""
@@ -116,6 +147,16 @@ key = "{key}"
 # captions = 64               # captions generated at once; not set: by the GPU's memory
 # max_clip_gb = 16            # larger video files are not read
 # clip_timeout = 120          # seconds to decode a clip; with more, those that took too long are tried again
+
+# Clips of a group are held out together. The rule for those whose labels.csv names none; flamest-agent clips shows it.
+# [groups]
+# rule = "auto"               # or "name", "folder", "suffix", "pattern" (docs/guides/labelling-files.md)
+# pattern = '(?P<group>person[0-9]+)'  # of the rule "pattern", searched for in the clip's path
+
+# [labels]
+# folder = "top"              # the class is the outermost folder; not set: the folder that holds the clip
+# [labels.alias]              # this silo's word = the run's class
+# "Sturz" = "fall"
 
 [log]                         # of the daemon, on stderr
 # level = "info"              # or "debug", "warning", "error"; --log-level wins
@@ -177,6 +218,12 @@ def load_agent_settings(path: Path, *, also_trusted: tuple[str, ...] = ()) -> Ag
     for name in ("readers", "batch", "captions"):
         if (count := getattr(settings.work, name)) is not None and not 1 <= count <= MOST_ASKED:
             problems.append(f"work.{name}: expected 1 to {MOST_ASKED}")
+    if settings.groups.rule == "pattern" or settings.groups.pattern:
+        problem = pattern_problem(settings.groups.pattern)
+        if settings.groups.rule != "pattern":
+            problem = f'needs rule = "pattern", rule is "{settings.groups.rule}"'
+        problems += [f"groups.pattern: {problem}"] if problem else []
+    problems += [f"labels.alias: {problem}" for problem in alias_problems(settings.labels.alias)]
     if settings.videos is not None and settings.bundle is None:
         problems.append("bundle: needed when videos is set")
     try:

@@ -18,6 +18,7 @@ from ..fedproto.records import EncodedUpdate, Evaluation, GlobalModel, RunSettin
 from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
 from .egress.reported_evaluation import reported_evaluation
+from .extraction.aliases import NO_ALIASES, LabelAliases
 from .extraction.extract import clips_to_extract, extract_clips
 from .extraction.failures import count_by_code
 from .extraction.report import ExtractRequest
@@ -42,6 +43,7 @@ class DataSource:
     hold_out: float  # share of groups
     threads: int | None
     secret: bytes = field(default=b"", repr=False)  # that the noise on evaluations follows from
+    aliases: LabelAliases = NO_ALIASES
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ class ExtractionSummary:
 
 def extract_new(request: ExtractRequest) -> ExtractionSummary:
     """Bring the store up to date with the video folder; reports (clips done, clips in all) now and then."""
-    folder = clips_to_extract(request.videos)
+    folder = clips_to_extract(request.videos, request.rules)
     done, reported = 0, time.monotonic()
 
     def count_clip() -> None:
@@ -202,7 +204,9 @@ def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
             code="feature_width",
         )
     independent = policy.privacy == "record-dp"
-    return silo_data(stored, run.labels, hold_out=source.hold_out, seed=run.seed, independent=independent)
+    return silo_data(
+        stored, run.labels, hold_out=source.hold_out, seed=run.seed, independent=independent, aliases=source.aliases
+    )
 
 
 @functools.lru_cache(maxsize=2)

@@ -157,7 +157,7 @@ def status(config: ConfigOption = None, folder: DirOption = None, as_json: JsonO
     now = read_status(settings.state)
     alive = is_alive(settings.state)
     if not as_json:
-        for line in _status_lines(now, settings, alive=alive):
+        for line in _status_lines(now, settings, place.path, alive=alive):
             say(line)
     result = {**msgspec.to_builtins(now), "alive": alive, "certificate_days": now.certificate_days}
     if not alive:
@@ -165,7 +165,7 @@ def status(config: ConfigOption = None, folder: DirOption = None, as_json: JsonO
     return result
 
 
-def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) -> list[str]:
+def _status_lines(status: AgentStatus, settings: AgentSettings, config: Path, *, alive: bool) -> list[str]:
     """Return the status in words, one fact a line."""
     from ...fedproto.tls import WARN_DAYS
     from ..status import renewal_fix
@@ -182,7 +182,7 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, *, alive: bool) 
     if status.failed_clips:
         counts = ", ".join(f"{count} {code}" for code, count in status.failed_clips.items())
         lines.append(f"clips of the videos that cannot be used: {sum(status.failed_clips.values())} ({counts})")
-        lines.append(f"  which, and why: {_extract_command(settings)}")
+        lines.append(f"  which, and why: {_extract_command(settings, config)}")
         lines.append("  (--retry tries them again)")
     if status.unlisted_clips:
         lines.append(f"clips in the store that are not listed any more, and not trained on: {status.unlisted_clips}")
@@ -229,11 +229,13 @@ def _model_line(status: AgentStatus, settings: AgentSettings) -> str:
     return f"model in use: {model}{number} ({settings.state / FINAL_MODEL})"
 
 
-def _extract_command(settings: AgentSettings) -> str:
+def _extract_command(settings: AgentSettings, config: Path) -> str:
     """Return the daemon's extraction as a command line, to see its errors or to retry clips that failed."""
     words = ["flamest-agent", "extract"]
     for option, path in (("bundle", settings.bundle), ("videos", settings.videos), ("store", settings.store)):
         words += [f"--{option}", str(path)]
+    from ..extraction.groups import DEFAULT_RULES
+
     work = settings.work
     words += ["--clip-timeout", f"{work.clip_timeout:g}", "--max-clip-gb", f"{work.max_clip_gb:g}"]
     words += ["--require-backend"] * work.require_backend
@@ -241,4 +243,6 @@ def _extract_command(settings: AgentSettings) -> str:
     words += [] if work.precision is None else ["--precision", work.precision]
     for key in settings.trusted_keys:
         words += ["--trusted-key", key]
+    if settings.rules != DEFAULT_RULES:
+        words += ["--config", str(config)]
     return shlex.join(words)

@@ -23,7 +23,7 @@ from .backend_options import (
     show_pipeline,
     show_placements,
 )
-from .own_settings import OwnStoreOption, own_paths
+from .own_settings import OwnStoreOption, own_paths, own_rules
 
 if TYPE_CHECKING:
     from ..extraction.report import ExtractReport
@@ -115,6 +115,7 @@ def extract(
             backend_options = settings.work.backend_options
         device = settings.work.device if device is None else device
         pipeline = settings.work.pipeline(readers=readers, batch=batch)
+    rules = own_rules(AGENT.place(config, folder), videos)
     request = ExtractRequest(
         resolve_bundle(bundle),
         videos,
@@ -127,8 +128,9 @@ def extract(
         training_precision,
         pipeline,
         device or "",
+        rules,
     )
-    clips = clips_to_extract(videos)
+    clips = clips_to_extract(videos, rules)
     shutdown = Shutdown.on_signals()
     with progress_bar("extracting", len(clips.clips), unit="clips") as progress:
         report = extract_clips(request, clips, on_clip=progress.advance, stop=lambda: shutdown.requested, notice=notice)

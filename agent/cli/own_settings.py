@@ -11,6 +11,7 @@ from ...base.console import say
 
 if TYPE_CHECKING:
     from ...base.place import Place
+    from ..extraction.groups import ClipRules
     from ..settings import AgentSettings
 
 OwnStoreOption = Annotated[
@@ -36,6 +37,27 @@ def own_settings(place: Place, *missing: str) -> AgentSettings:
             f"{names}: not given, and there is no agent.toml here that says which",
             fix=f"give {given} {' '.join(missing)}; or the folder of agent.toml: --dir DIR",
         ) from error
+
+
+def own_rules(place: Place, videos: Path) -> ClipRules:
+    """Return the rules for groups and classes that hold for ``videos``.
+
+    They are of the agent.toml that ``--config`` or ``--dir`` gives, or of one here if it watches this folder: a command
+    by hand must not label the daemon's clips otherwise than the daemon does. Raises as ``load_agent_settings`` for a
+    file that was given.
+    """
+    from ...base.errors import FlamestError
+    from ..extraction.groups import DEFAULT_RULES
+    from ..settings import load_agent_settings
+
+    if place.config is not None or place.dir is not None:
+        return load_agent_settings(place.path).rules
+    try:
+        settings = load_agent_settings(place.path)
+    except FlamestError:
+        return DEFAULT_RULES
+    watched = settings.videos is not None and settings.videos.resolve() == videos.resolve()
+    return settings.rules if watched else DEFAULT_RULES
 
 
 def own_paths(place: Place, *, say_so: bool, **given: Path | None) -> tuple[AgentSettings, dict[str, Path]]:

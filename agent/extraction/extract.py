@@ -27,6 +27,7 @@ from ...runtime.extractor import ExtractionResult
 from .clips import ClipFolder, FoundClip, check_videos_folder, scan_clips
 from .contents import Contents, Outcome, in_file_order
 from .failures import REMEMBERED_CODES, FailedClip, KnownFailures, one_per_file
+from .groups import DEFAULT_RULES, ClipRules
 from .networks_on_demand import NetworksOnDemand
 from .report import ClipWarning, ExtractReport, ExtractRequest
 from .store import FeatureStore
@@ -44,13 +45,13 @@ def extract_folder(
     folder holds no clip, the bundle is not whole or the store is damaged; LockedError and
     StorageError as the store does.
     """
-    return extract_clips(request, clips_to_extract(request.videos), on_clip=on_clip, stop=stop)
+    return extract_clips(request, clips_to_extract(request.videos, request.rules), on_clip=on_clip, stop=stop)
 
 
-def clips_to_extract(videos: Path) -> ClipFolder:
+def clips_to_extract(videos: Path, rules: ClipRules = DEFAULT_RULES) -> ClipFolder:
     """Return the folder's clips. Raises DataError ``no_clips``, with a fix, when there are none."""
     check_videos_folder(videos)
-    folder = scan_clips(videos)
+    folder = scan_clips(videos, rules=rules)
     if not folder.clips and not folder.problems:
         raise DataError(
             f"{printable_path(videos)} holds no video files",

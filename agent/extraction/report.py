@@ -13,6 +13,7 @@ from ...runtime.clip_records import WorkerCrash
 from ...runtime.pipeline_options import PipelineOptions, PipelineSizes
 from ...runtime.video.decoder import DecodeLimits
 from .failures import FailedClip
+from .groups import DEFAULT_RULES, ClipRules
 
 GB = 1_000_000_000
 MAX_CLIP_GB = 10_000  # that may be allowed
@@ -75,3 +76,4 @@ class ExtractRequest:
     training_precision: str | None = None  # the precision that the settings name for training
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)  # of all devices together
     device: str = ""  # where the networks run, as --device: "cuda:0,cuda:1"; empty: the first GPU, or the CPU
+    rules: ClipRules = DEFAULT_RULES  # for the clips' groups and classes

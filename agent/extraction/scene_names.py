@@ -13,6 +13,7 @@ import re
 from enum import Enum, auto
 from itertools import pairwise
 
+from .aliases import root
 from .scene_words import CONTAINERS, COUNTER_LETTERS, EMPTY, GENERIC, PIECES, VIEWS
 
 # UCF101 https://www.crcv.ucf.edu/data/UCF101.php,
@@ -155,7 +156,7 @@ def _is_in(token: re.Match[str], spans: list[tuple[int, int]]) -> bool:
 @functools.lru_cache(maxsize=65_536)
 def _kind(token: str, label: frozenset[str]) -> Kind:
     lower = token.lower()
-    if lower in label or _root(lower) in label:
+    if lower in label or root(lower) in label:
         return Kind.LABEL
     if token.isascii() and token.isdigit():
         if len(token) == 4 and token[:2] in ("19", "20"):
@@ -172,7 +173,7 @@ def _kind(token: str, label: frozenset[str]) -> Kind:
 
 def _kind_with_number(word: str, label: frozenset[str]) -> Kind:
     lower = word.lower()
-    if lower in label or _root(lower) in label or _kind_of_words(word, label) is Kind.LABEL:
+    if lower in label or root(lower) in label or _kind_of_words(word, label) is Kind.LABEL:
         return Kind.LABEL_NUMBER
     if lower in PIECES or lower in GENERIC:
         return Kind.PIECE
@@ -184,7 +185,7 @@ def _kind_with_number(word: str, label: frozenset[str]) -> Kind:
 def _kind_of_words(token: str, label: frozenset[str]) -> Kind:
     """Return the kind of letters, which may be words as in ``SlowWalk``."""
     parts = [part.lower() for part in CAMEL.findall(token)]
-    of_label = [part in label or _root(part) in label for part in parts]
+    of_label = [part in label or root(part) in label for part in parts]
     left_out = [part in EMPTY for part in parts]
     if parts and all(first or second for first, second in zip(of_label, left_out, strict=True)):
         return Kind.LABEL if any(of_label) else Kind.LEFT_OUT
@@ -196,16 +197,7 @@ def _label_words(label: str) -> frozenset[str]:
     """Return the words of a label, and those without their endings, also written as one."""
     words = [part.lower() for token in TOKEN.findall(label) for part in (*CAMEL.findall(token), token)]
     joined = "".join(TOKEN.findall(label)).lower()
-    return frozenset(form for word in (*words, joined) if word for form in (word, _root(word)))
-
-
-def _root(word: str) -> str:
-    """Return a verb without its ending: walk, walks, walking, walked -> walk; wave, waving -> wav."""
-    for ending in ("ing", "ed", "es", "s", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word[: -len(ending)]
-            break
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
+    return frozenset(form for word in (*words, joined) if word for form in (word, root(word)))
 
 
 def _is_random(text: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
+from ..extraction.aliases import NO_ALIASES, LabelAliases
 from ..extraction.store import StoredFeatures
 from .holdout import hold_out_groups, hold_out_groups_independently
 
@@ -23,9 +24,15 @@ class SiloData:
 
 
 def silo_data(
-    stored: StoredFeatures, labels: Sequence[str], *, hold_out: float, seed: int, independent: bool = False
+    stored: StoredFeatures,
+    labels: Sequence[str],
+    *,
+    hold_out: float,
+    seed: int,
+    independent: bool = False,
+    aliases: LabelAliases = NO_ALIASES,
 ) -> SiloData:
-    """Keep the clips whose label is in ``labels`` and hold out ``hold_out`` of their groups.
+    """Keep the clips whose label (see ``aliases``) is in ``labels`` and hold out ``hold_out`` of their groups.
 
     The split depends on the clips' groups and labels, the share and ``seed``: it is the same in every round while the
     clips are the same, and clips that are added or removed may move groups to the other side. With one group, or a
@@ -35,8 +42,9 @@ def silo_data(
     or removed then changes its own row and no other; the share is met on average only, and either side may be empty.
     """
     known = set(labels)
-    kept = [row for row, label in enumerate(stored.labels) if label in known]
-    names = [label for label in (stored.labels[row] for row in kept) if label is not None]
+    called = aliases.all_of(stored.labels)
+    kept = [row for row, label in enumerate(called) if label in known]
+    names = [label for label in (called[row] for row in kept) if label is not None]
     groups = [stored.groups[row] for row in kept]
     table = feature_table(stored.x[kept], names, labels)
     ignored = len(stored.labels) - len(kept)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.agent.egress.policy import Policy
+from flamest.agent.extraction.aliases import LabelAliases
 from flamest.agent.extraction.store import FeatureRow, FeatureStore, StoredFeatures
 from flamest.agent.tasks import DataSource, RoundWork, choose_model, evaluate_model, train_round
 from flamest.agent.training.dataset import SiloData, silo_data
@@ -108,3 +109,10 @@ def test_nothing_is_trained_when_every_clip_is_held_out(tmp_path):
     assert (outcome.params, outcome.examples, outcome.held_out) == (None, 0, 6)
     assert outcome.refused is not None
     assert outcome.refused.reason == "few_samples"
+
+
+def test_an_alias_brings_a_silos_word_to_the_runs_class():
+    rows = [(number, "Sturz", f"g{number}") for number in range(4)]
+    data = silo_data(stored(rows), ["fall"], hold_out=0.25, seed=0, aliases=LabelAliases({"Sturz": "fall"}))
+    assert (len(data.train), len(data.held_out), data.ignored) == (3, 1, 0)
+    assert silo_data(stored(rows), ["fall"], hold_out=0.25, seed=0).ignored == 4
