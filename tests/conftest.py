@@ -1,11 +1,12 @@
 """Fixtures that tests of several folders share: a tiny bundle, a federation on this machine, TensorRT's classes.
 
-The bundle is exported once per session, by the command itself. The federation has real certificates, a real server on
+The bundle is exported once per run, by the command itself. The federation has real certificates, a real server on
 loopback, and real connections.
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import logging
 import os
@@ -23,6 +24,8 @@ from typing import Any
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import onnxruntime before flamest
+# Tests run side by side, and their networks are tiny: threads that wait for each other take the cores from other tests.
+os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"})
 # A shell starts what it puts into the background with SIGINT ignored, and the commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -164,16 +167,31 @@ def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundle of ``--blip random:tiny --slow random:tiny``. Read it only; to change it, change a copy."""
-    folder = tmp_path_factory.mktemp("export") / "tiny"
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes of this run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(run_folder: Path) -> Path:
+    """Bundle of ``--blip random:tiny --slow random:tiny``. Read it only; to change it, change a copy.
+
+    The first test process of a run that asks for it exports it, and others wait.
+    """
+    folder = run_folder / "export" / "tiny"
+    said = folder.parent / "said.json"
     source = "random:tiny"
     command = [sys.executable, "-m", "flamest.export", "--backend", "onnx", "--blip", source, "--slow", source]
     # One thread: for tiny networks, synchronising threads costs more than the work.
     options = ["--threads", "1", "--out", str(folder), "--json"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (folder.parent / "said.json").write_text(done.stdout.splitlines()[-1])
+    with (run_folder / "export.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            folder.parent.mkdir(exist_ok=True)
+            done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            said.write_text(done.stdout.splitlines()[-1])
     return folder
 
 

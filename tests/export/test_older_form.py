@@ -16,7 +16,7 @@ import torch
 from flamest.base.files import sha256_file
 from flamest.export.graphs import export
 from flamest.export.graphs.export import write_graph
-from flamest.export.graphs.spec import GraphSpec, cnn_spec, keyframe_spec, text_spec, vision_spec
+from flamest.export.graphs.spec import GraphSpec, cnn_spec, text_spec, vision_spec
 from flamest.export.networks.frame_bytes import normalise_bytes
 from flamest.export.networks.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD
 from flamest.export.parity.verification import verify_bundle
@@ -32,6 +32,7 @@ from flamest.runtime.bundle.manifest import (
     encode_manifest,
 )
 from flamest.runtime.bundle.manifest_reading import read_manifest
+from flamest.runtime.bundle.packaged import miniworld_bundle
 from flamest.runtime.clip_records import Clip
 from flamest.runtime.extractor import open_extractor
 from flamest.runtime.vision_language import VisionLanguageModel
@@ -105,35 +106,28 @@ def older(spec: GraphSpec, vlm=None) -> GraphSpec:
 
 @pytest.fixture(scope="module", params=["random:tiny", "miniworld"])
 def forms(request, tmp_path_factory, tiny_bundle):
-    """Two folders of the same networks' graphs, of schema 3 and of today; the manifest's records of their parts."""
-    from flamest.export.parts import keyframe_rule, spatio_temporal, vision_language
-
-    folder = tmp_path_factory.mktemp("forms")
+    """The same networks' graphs of schema 3 in a folder and of today in a bundle; the records of their parts."""
+    older_folder = tmp_path_factory.mktemp("older")
+    today = tiny_bundle if request.param == "random:tiny" else miniworld_bundle(tmp_path_factory.mktemp("today") / "b")
+    manifest = read_manifest(today)
+    vlm, cnn = manifest.vlm, manifest.cnn
     blip = open_blip(parse_source("blip", request.param))
     slow = open_video(parse_source("slow", request.param))
-    vlm = vision_language(blip.model, blip.tokenizer, "bidirectional", captioned_frames=1)
-    cnn, rule = spatio_temporal(slow, "keyframes"), keyframe_rule(slow)
-    today = [
-        vision_spec(blip.model, vlm.preprocessing),
-        text_spec(blip.model),
-        cnn_spec(slow.network, slow.net, slow.form, cnn.preprocessing),
-        keyframe_spec(slow.net, rule.preprocessing),
+    for name, loaded in (("blip", blip), ("slow", slow)):
+        assert manifest.sources[name].weights_sha256 == loaded.source.weights_sha256
+    text = text_spec(blip.model)
+    before = [
+        older(vision_spec(blip.model, vlm.preprocessing)),
+        older(GraphSpec("text", blip.model, text.inputs, text.outputs, text.axes), vlm.text),
+        older(cnn_spec(slow.network, slow.net, slow.form, cnn.preprocessing)),
     ]
-    (folder / "today").mkdir()
-    (folder / "older").mkdir()
-    written = {}
+    written = {"keyframes": manifest.graphs["keyframes"]}  # the same in both
+    (older_folder / "keyframes.onnx").write_bytes((today / "keyframes.onnx").read_bytes())
     with pytest.MonkeyPatch.context() as patch:
-        for spec in today:
-            write_graph(spec, folder / "today")
         patch.setattr(export, "scale_queries", lambda model: 0)
-        for spec in today:
-            before = spec
-            if spec.name == "text":
-                before = GraphSpec("text", blip.model, spec.inputs, spec.outputs, spec.axes)
-            written[spec.name] = (
-                write_graph(spec if spec.name == "keyframes" else older(before, vlm.text), folder / "older")
-            )  # fmt: skip
-    return folder, vlm, cnn, written, request.param
+        for spec in before:
+            written[spec.name] = write_graph(spec, older_folder)
+    return {"older": older_folder, "today": today}, vlm, cnn, written, request.param
 
 
 def relative(got, expected):
@@ -144,10 +138,10 @@ def relative(got, expected):
 def test_captions_and_embeddings_are_those_of_schema_3(forms, backend):
     if backend == "openvino" and importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO is not installed")
-    folder, vlm, cnn, _, _ = forms
+    folders, vlm, cnn, _, _ = forms
 
     def session(form, name):
-        return SESSIONS[backend](folder / form / f"{name}.onnx", threads=1)
+        return SESSIONS[backend](folders[form] / f"{name}.onnx", threads=1)
 
     models = {
         form: VisionLanguageModel(session(form, "vision"), session(form, "text"), vlm) for form in ("older", "today")
@@ -173,13 +167,13 @@ def test_captions_and_embeddings_are_those_of_schema_3(forms, backend):
 @pytest.fixture(scope="module")
 def older_bundle(forms, tiny_bundle, tmp_path_factory):
     """A whole bundle of schema 3 of ``random:tiny``."""
-    folder, _, cnn, written, source = forms
+    folders, _, cnn, written, source = forms
     if source != "random:tiny":
         pytest.skip("of random:tiny alone")
     made = tmp_path_factory.mktemp("schema3")
     manifest = read_manifest(tiny_bundle)
     for name in GRAPHS:
-        (made / f"{name}.onnx").write_bytes((folder / "older" / f"{name}.onnx").read_bytes())
+        (made / f"{name}.onnx").write_bytes((folders["older"] / f"{name}.onnx").read_bytes())
     (made / "tokenizer.json").write_bytes((tiny_bundle / "tokenizer.json").read_bytes())
     files = {
         path.name: FileEntry(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)

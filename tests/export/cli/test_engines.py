@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from flamest.base.errors import DataError
 from flamest.export.cli.main import app
@@ -27,12 +28,15 @@ from flamest.runtime.backends.tensorrt.supply import BuildTarget
 from flamest.runtime.backends.tensorrt.verdict import Verdict
 from flamest.runtime.backends.unavailable import Code, unavailable
 from flamest.runtime.bundle.graph_records import EngineOptions
+from flamest.runtime.bundle.manifest import encode_manifest
 from flamest.runtime.bundle.manifest_reading import read_manifest
 from flamest.runtime.bundle.opening import open_bundle
 from flamest.runtime.bundle.packaged import miniworld_bundle
 from typer.testing import CliRunner
 
 GRAPHS = ["keyframes", "vision", "text", "cnn"]
+OF_SLOW = ["keyframes", "cnn"]
+OPTIONS = ("--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4)
 
 
 def run(*words, environment=None, cwd=None):
@@ -51,22 +55,33 @@ def bundle(tmp_path):
 
 
 @pytest.fixture
-def machine(tensorrt_rig, tmp_path):
-    environment = tensorrt_rig.environment(driver=True, scripted=True)
-    return {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+def slow_bundle(bundle):
+    """The mini-world's Slow alone: the engines of two graphs, where a test is not about the others."""
+    manifest = read_manifest(bundle)
+    kept = {name: manifest.graphs[name] for name in OF_SLOW}
+    for name in ("vision.onnx", "text.onnx", "tokenizer.json"):
+        (bundle / name).unlink()
+    files = {name: entry for name, entry in manifest.files.items() if (bundle / name).exists()}
+    sources = {"slow": manifest.sources["slow"]}
+    alone = msgspec.structs.replace(
+        manifest, extractor="slow", vlm=None, graphs=kept, files=files, sources=sources
+    )  # fmt: skip
+    (bundle / "bundle.json").write_bytes(encode_manifest(alone))
+    return bundle
 
 
-def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp_path):
-    before = read_manifest(bundle)
-    (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"left by a crash before the manifest was written")
-    first = said(
-        run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine)
-    )
-    assert [engine["graph"] for engine in first["plans"]] == GRAPHS
+def scripted_machine(rig, cache):
+    return {**rig.environment(driver=True, scripted=True), "XDG_CACHE_HOME": str(cache)}
+
+
+def check_engines(bundle, before, first, cache):
+    """The engines in ``bundle`` are those that ``first`` says, made with OPTIONS; ``cache`` holds their proofs."""
+    graphs = list(before.graphs)
+    assert sorted(engine["graph"] for engine in first["plans"]) == sorted(graphs)
     assert all(engine["built_now"] for engine in first["plans"])
     checked = open_bundle(bundle)  # every hash, engines included
     assert checked.manifest.fingerprint == before.fingerprint
-    for name in GRAPHS:
+    for name in graphs:
         (engine,) = checked.manifest.graphs[name].engines
         data = (bundle / engine.file).read_bytes()
         assert str(engine_version(data)) == engine.tensorrt
@@ -75,37 +90,62 @@ def test_engines_go_into_the_bundle_and_are_not_built_twice(machine, bundle, tmp
         assert (engine.gpu, engine.compute_capability, engine.cuda) == ("Stand-in GPU", "9.0", "12.8")
         assert (engine.options.opt_level, engine.options.hardware_compat) == (4, "ampere+")
         assert engine.build_seconds >= 0
-    shown = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
-    assert shown.count("Stand-in GPU (9.0), --opt-level 4 --hardware-compat ampere+") == len(GRAPHS)
-    again = said(
-        run("engines", bundle, "--opt-level", 4, "--hardware-compat", "ampere+", "--max-batch", 4, environment=machine)
-    )
-    assert not any(engine["built_now"] for engine in again["plans"])
-    assert not list(tmp_path.glob(".*"))
-    kept = sorted((tmp_path / "cache" / "flamest" / "plans").iterdir(), key=lambda file: file.suffix)
-    assert [file.suffix for file in kept] == [".timings", *[".verdict"] * len(GRAPHS)]
+    assert not list(bundle.parent.glob(".*"))
+    kept = sorted((cache / "flamest" / "plans").iterdir(), key=lambda file: file.suffix)
+    assert [file.suffix for file in kept] == [".timings", *[".verdict"] * len(graphs)]
     assert kept[0].read_bytes() == b"timings"
     assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
-    for engine in (*first["plans"], *again["plans"]):
+    for engine in first["plans"]:
         assert engine["verdict"]["wrong"] == ""
         assert engine["verdict"]["cuda_graphs"], engine["verdict"]
 
 
+@pytest.mark.parametrize("tensorrt_rig", ["10.3", "10.16"], indirect=True)  # the newest is in the next test
+def test_engines_of_each_tensorrt_go_into_the_bundle(tensorrt_rig, slow_bundle, tmp_path):
+    before = read_manifest(slow_bundle)
+    machine = scripted_machine(tensorrt_rig, tmp_path / "cache")
+    check_engines(
+        slow_bundle, before, said(run("engines", slow_bundle, *OPTIONS, environment=machine)), tmp_path / "cache"
+    )
+
+
+def test_engines_of_all_graphs_are_shown_and_not_built_twice(one_machine, bundle, tmp_path):
+    before = read_manifest(bundle)
+    (bundle / "keyframes.trt9.9.9-sm90-00000000.plan").write_bytes(b"left by a crash before the manifest was written")
+    assert said(run("inspect", bundle, environment=one_machine))["verdicts"] == []
+    first = said(run("engines", bundle, *OPTIONS, environment=one_machine))
+    assert [engine["graph"] for engine in first["plans"]] == GRAPHS
+    check_engines(bundle, before, first, tmp_path / "cache")
+    inspected = CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
+    assert inspected.count("Stand-in GPU (9.0), --opt-level 4 --hardware-compat ampere+") == len(GRAPHS)
+
+    shown = said(run("inspect", bundle, environment=one_machine))["verdicts"]
+    assert sorted(verdict["graph"] for verdict in shown) == sorted(GRAPHS)
+    assert all(verdict["said"].startswith("equals its ONNX graph at ") for verdict in shown)
+    elsewhere = {**one_machine, "XDG_CACHE_HOME": str(tmp_path / "elsewhere")}
+    assert said(run("inspect", bundle, environment=elsewhere))["verdicts"] == [], "verdicts are of this machine"
+    assert not (tmp_path / "elsewhere").exists()
+
+    again = said(run("engines", bundle, *OPTIONS, environment=one_machine))
+    assert not any(engine["built_now"] for engine in again["plans"])
+    assert [engine["verdict"] for engine in again["plans"]] == [engine["verdict"] for engine in first["plans"]]
+
+
 @pytest.fixture
 def one_machine(one_rig, tmp_path):
-    return {**one_rig.environment(driver=True, scripted=True), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return scripted_machine(one_rig, tmp_path / "cache")
 
 
-def test_a_signed_bundle_stays_and_its_engines_go_to_the_cache(one_machine, bundle, tmp_path):
+def test_a_signed_bundle_stays_and_its_engines_go_to_the_cache(one_machine, slow_bundle, tmp_path):
     pair = make_key_pair("builder", tmp_path)
-    sign_bundle(bundle, pair.private_path)
-    before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
-    words = ("engines", bundle, "--max-batch", 4, "--trusted-key", pair.public_path)
+    sign_bundle(slow_bundle, pair.private_path)
+    before = {file.name: file.stat().st_mtime_ns for file in slow_bundle.iterdir()}
+    words = ("engines", slow_bundle, "--max-batch", 4, "--trusted-key", pair.public_path)
     engines = said(run(*words, environment=one_machine))["plans"]
-    assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
+    assert {file.name: file.stat().st_mtime_ns for file in slow_bundle.iterdir()} == before
     folder = tmp_path / "cache" / "flamest" / "plans"
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert [engine["graph"] for engine in engines] == GRAPHS
+    assert [engine["graph"] for engine in engines] == OF_SLOW
     assert all(Path(engine["path"]).parent == folder and engine["built_now"] for engine in engines)
 
 
@@ -120,30 +160,33 @@ def test_a_bundle_that_no_trusted_key_signed_gets_no_engines(bundle, tmp_path):
     ("script", "words"),
     [("crash", "ended with signal SIGSEGV"), ("refuse", "Could not find any implementation for node {conv}")],
 )
-def test_a_build_that_fails_leaves_the_onnx_bundle_complete(one_machine, bundle, script, words):
-    done = run("engines", bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": script})
+def test_a_build_that_fails_leaves_the_onnx_bundle_complete(one_machine, slow_bundle, script, words):
+    done = run("engines", slow_bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": script})
     error = said(done)["error"]
     assert done.returncode == 65
     assert error["code"] == "PLAN_BUILD"
     assert words in error["message"]
     assert "graph 'keyframes'" in error["message"]
-    assert open_bundle(bundle).manifest.graphs["keyframes"].engines == ()
+    assert open_bundle(slow_bundle).manifest.graphs["keyframes"].engines == ()
 
 
 @pytest.mark.parametrize(
-    ("script", "graph"), [("stale", "keyframes"), ("swapped", "text"), ("first_stale", "one_layer")]
+    ("script", "kind", "graph"),
+    [("stale", "slow_bundle", "keyframes"), ("swapped", "bundle", "text"), ("first_stale", "slow_bundle", "one_layer")],
 )
-def test_an_engine_that_computes_something_else_is_not_shipped(one_machine, bundle, script, graph):
+def test_an_engine_that_computes_something_else_is_not_shipped(one_machine, request, script, kind, graph):
+    bundle = request.getfixturevalue(kind)
     done = run("engines", bundle, "--max-batch", 4, environment={**one_machine, "FLAMEST_SCRIPT": script})
     error = said(done)["error"]
     assert (done.returncode, error["code"]) == (65, "ENGINE_WRONG")
     assert f"graph '{graph}'" in error["message"]
     assert "relative error" in error["message"]
-    assert open_bundle(bundle).manifest.graphs["text"].engines == ()
+    graphs = open_bundle(bundle).manifest.graphs
+    assert graphs.get(graph, graphs["cnn"]).engines == ()
     if graph != "one_layer":
         ended = said(done)
         assert graph in {one["graph"] for one in ended["failed"]}
-        assert {one["graph"] for one in (*ended["plans"], *ended["failed"])} == set(GRAPHS)
+        assert {one["graph"] for one in (*ended["plans"], *ended["failed"])} == set(graphs)
 
 
 def test_a_graph_that_fails_leaves_the_other_graphs_their_engines(bundle, tmp_path):
@@ -179,18 +222,6 @@ def test_an_engine_whose_replays_are_wrong_runs_without_cuda_graphs(one_machine,
         "keyframes": True, "vision": True, "text": False, "cnn": True
     }  # fmt: skip
     assert verdicts["text"]["remarks"][0].startswith("CUDA graphs stay off: output ")
-
-
-def test_inspect_shows_the_verdicts_of_this_machine(one_machine, bundle):
-    before = said(run("inspect", bundle, environment=one_machine))
-    assert before["verdicts"] == []
-    run("engines", bundle, "--max-batch", 4, environment=one_machine)
-    shown = said(run("inspect", bundle, environment=one_machine))["verdicts"]
-    assert sorted(verdict["graph"] for verdict in shown) == sorted(GRAPHS)
-    assert all(verdict["said"].startswith("equals its ONNX graph at ") for verdict in shown)
-    elsewhere = {**one_machine, "XDG_CACHE_HOME": str(bundle.parent / "elsewhere")}
-    assert said(run("inspect", bundle, environment=elsewhere))["verdicts"] == []
-    assert not (bundle.parent / "elsewhere").exists()
 
 
 def test_a_crash_of_the_engine_of_one_layer_comes_before_all_work(one_machine, tmp_path):
