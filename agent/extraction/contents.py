@@ -146,13 +146,20 @@ def content_hash(path: Path, limits: DecodeLimits, stop: Callable[[], bool] = la
         ) from error
 
 
-def in_file_order(clips: Iterable[FoundClip]) -> list[FoundClip]:
-    """Return the clips file by file, each file's segments by time after the file itself."""
+def in_file_order(clips: Iterable[FoundClip], *, latest_first: bool = False) -> list[FoundClip]:
+    """Return the clips file by file, each file's segments by time after the file itself, or against time before it.
+
+    ``latest_first`` is for a retry: of a file whose first segments cannot be read, the others may be.
+    """
     by_file: dict[Path, list[FoundClip]] = {}
     for clip in clips:
         by_file.setdefault(clip.path, []).append(clip)
     whole = Segment(-1, 0)
-    return [clip for same in by_file.values() for clip in sorted(same, key=lambda clip: clip.segment or whole)]
+    return [
+        clip
+        for same in by_file.values()
+        for clip in sorted(same, key=lambda clip: clip.segment or whole, reverse=latest_first)
+    ]
 
 
 def _clip(found: FoundClip, file_sha256: str) -> Clip:

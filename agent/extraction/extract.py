@@ -81,7 +81,7 @@ def extract_clips(
     with FeatureStore.open(request.store) as store:
         extraction = _Extraction(request, store, _Callbacks(report, notice))
         with closing(extraction.networks):
-            extraction.run(in_file_order(folder.clips), stop)
+            extraction.run(in_file_order(folder.clips, latest_first=request.retry), stop)
             if folder.whole and len(outcomes) == len(folder.clips):
                 extraction.take_labels_of_unlisted(problem.name for problem in folder.problems)
             return _report(folder, outcomes, extraction)

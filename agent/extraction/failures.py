@@ -11,6 +11,7 @@ from ...base.errors import DataError
 from ...base.files import printable_path
 from ...runtime.clip_records import Clip
 from ...runtime.video.decoder import DecodeLimits
+from ...runtime.video.unreadable_files import FILE_CODES
 from .clips import FoundClip
 from .store import Failure, FeatureStore
 from .store_records import file_of
@@ -22,8 +23,6 @@ REMEMBERED_CODES = frozenset(
     {"video_empty", "video_not_video", "video_no_stream", "video_damaged", "video_too_large", TIMEOUT_CODE}
     | {"video_unknown_codec", "decoder_crashed", "segment_outside", "segment_empty"}
 )
-# Among them, those that leave no segment of the file usable.
-FILE_CODES = frozenset({"video_empty", "video_not_video", "video_no_stream", "video_unknown_codec"})
 # Failures that all segments of a file may have for one cause: reported once then.
 SHARED_CODES = FILE_CODES | {
     "missing", "unreadable", "outside_folder", "linked_folder", "video_not_a_file", "video_unreadable",
@@ -75,7 +74,7 @@ def one_per_file(failed: Sequence[FailedClip], listed: Counter[str]) -> tuple[Fa
             shown += group
             continue
         known = all(each.known for each in group)
-        reason = f"{group[0].reason} ({len(group)} segments)"
+        reason = f"{group[0].reason} (all {len(group)} clips of this file)"
         shown.append(FailedClip(file, reason, known, sum(each.clips for each in group)))
     return tuple(shown)
 

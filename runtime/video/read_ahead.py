@@ -14,6 +14,7 @@ from ...base.errors import DataError
 from ...base.files import Stopped
 from ..clip_records import Clip
 from .clip_reader import ClipReader, PreparedClip
+from .unreadable_files import UnreadableFiles
 
 FINISH_WITHIN_S = 5.0  # for the clip that is waited for, once asked to stop
 _POLL_S = 0.2
@@ -61,6 +62,7 @@ class ReadAhead:
         self._outstanding = 0
         self._counting = threading.Lock()
         self._busy: set[ClipReader] = set()
+        self._unreadable = UnreadableFiles()
         self._threads: list[threading.Thread] = []
 
     def __len__(self) -> int:
@@ -141,13 +143,15 @@ class ReadAhead:
         while (task := self._tasks.get()) is not None:
             self._busy.add(reader)  # before the next line: ``close`` sees a busy reader, or this one the new call
             if task.call == self._call:
-                self._done.put(_Done(task, _read(reader, task.clip)))
+                self._done.put(_Done(task, _read(reader, task.clip, self._unreadable)))
             self._busy.discard(reader)
 
 
-def _read(reader: ClipReader, clip: Clip) -> PreparedClip | RefusedClip | BaseException:
+def _read(reader: ClipReader, clip: Clip, unreadable: UnreadableFiles) -> PreparedClip | RefusedClip | BaseException:
     try:
-        return reader.read(clip)
+        unreadable.check(clip)
+        with unreadable.noted(clip):
+            return reader.read(clip)
     except DataError as error:
         return RefusedClip(clip, error)
     except BaseException as error:  # raised where the clip is taken
