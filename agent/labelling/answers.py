@@ -40,7 +40,10 @@ def error_answer(error: FlamestError) -> Response:
     if isinstance(error, Refused):
         status = error.status
     body = {"error": {"code": error.code, "message": error.message, "fix": error.fix}}
-    return json_answer(body, status=status)
+    answer = json_answer(body, status=status)
+    if status in (408, 413):  # the rest of the body is not waited for
+        answer.headers["connection"] = "close"
+    return answer
 
 
 def refusal_answer(refused: Refused, *, as_json: bool) -> Response:

@@ -47,7 +47,7 @@ class Page:
             found.methods = set(methods)  # Starlette adds HEAD to GET: a HEAD must not use an address up
             return found
 
-        return Starlette(
+        application = Starlette(
             routes=[
                 route("/", self.page, "GET"),
                 route("/enter", self.enter, "GET"),
@@ -71,6 +71,8 @@ class Page:
                 Exception: _unknown_error,
             },
         )
+        application.router.redirect_slashes = False
+        return application
 
     async def enter(self, request: Request) -> Response:
         """Exchange a one-time address for a cookie, then lead to the page.

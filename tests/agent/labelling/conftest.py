@@ -117,14 +117,17 @@ class Served:
         assert not self.thread.is_alive()
 
 
-@pytest.fixture
-def videos(tmp_path: Path) -> Path:
-    """Four files that are videos by their names, in no class folder."""
-    folder = tmp_path / "videos"
+def make_videos(folder: Path) -> Path:
     folder.mkdir()
     for name in ("a.mp4", "b.mp4", "c.avi", "d.webm"):
         (folder / name).write_bytes(name.encode() * 1000)
     return folder
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Four files that are videos by their names, in no class folder."""
+    return make_videos(tmp_path / "videos")
 
 
 @pytest.fixture
@@ -143,3 +146,12 @@ def serve() -> Iterator[Callable[..., Served]]:
 @pytest.fixture
 def page(serve: Callable[..., Served], videos: Path) -> Served:
     return serve(videos)
+
+
+@pytest.fixture(scope="module")
+def shared_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for tests that write no label."""
+    served = Served(make_videos(tmp_path_factory.mktemp("shared") / "videos"))
+    yield served
+    served.close()
+    assert not (served.folder / "labels.csv").exists()

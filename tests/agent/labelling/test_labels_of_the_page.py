@@ -53,12 +53,12 @@ def test_segments_of_a_video_are_rows_of_their_own(page):
         ({"op": "drop"}, "bad_request"),
     ],
 )
-def test_a_change_that_cannot_be_is_refused_and_nothing_is_written(page, fields, code):
-    browser = page.browser()
+def test_a_change_that_cannot_be_is_refused_and_nothing_is_written(shared_page, fields, code):
+    browser = shared_page.browser()
     answer = browser.put("a.mp4", **{"label": "fall", "start_s": None, "end_s": None, **fields})
     assert answer.status in (400, 404)
     assert answer.code == code
-    assert not (page.folder / "labels.csv").exists()
+    assert not (shared_page.folder / "labels.csv").exists()
 
 
 def test_hostile_names_are_given_as_text(serve, videos):
