@@ -33,7 +33,7 @@ EXPORT_MODULES = (
     "safetensors",
 )
 _WIRE = frozenset({"cryptography", "grpcio", "protobuf", "safetensors"})
-_AGENT = _WIRE | {"apsw", "av", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers"}
+_AGENT = _WIRE | {"apsw", "av", "onnx", "onnxruntime", "pillow", "scikit-learn", "starlette", "tokenizers", "uvicorn"}
 # What comes with each extra: of the packages that FLAMeST imports, those that it may find missing.
 EXTRAS = {
     "agent": _AGENT,

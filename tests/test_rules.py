@@ -27,6 +27,7 @@ MAY_IMPORT = {
 HEAVY = {
     "torch", "torchvision", "transformers", "pytorchvideo", "tensorrt", "onnx", "onnxruntime", "openvino",
     "av", "sklearn", "scipy", "PIL", "tokenizers", "grpc", "apsw", "cryptography", "cuda",
+    "starlette", "uvicorn",
 }  # fmt: skip
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MODULES = sorted(

@@ -27,9 +27,8 @@ from ..annotations.labels_file import (
     clean_path,
     same_row,
 )
-from ..extraction.clips import LABELS_FILE
 from ..extraction.groups import DEFAULT_RULES, ClipRules
-from ..extraction.labels_table import LabelRow
+from ..extraction.labels_table import LABELS_FILE, LabelRow
 from .access import Refused
 from .folder_videos import FolderVideo, FolderVideos
 from .records import (

@@ -48,9 +48,8 @@ def suggest_from_store(request: SuggestionRequest) -> list[tuple[str, str, float
         features = store.read(kinds[0].fingerprint, kinds[0].precision)
     trainer = HeadTrainer(model.head, threads=request.threads)
     found = []
-    segments = getattr(features, "segments", None) or (None,) * len(features.paths)
-    for row, (path, segment) in enumerate(zip(features.paths, segments, strict=True)):
-        if segment is None and "#t=" not in path:
+    for row, (path, segment) in enumerate(zip(features.paths, features.segments, strict=True)):
+        if segment is None:
             found.append((path, *_best(trainer, model, features.x[row : row + 1])))
     return found
 

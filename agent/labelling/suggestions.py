@@ -73,16 +73,14 @@ class Suggestions:
         while not self._ended:
             with self._wake:
                 self._wake.wait_for(lambda: self._ended or self._on)
-                if self._ended:
-                    return
                 self._stop = Shutdown()
+                if self._ended:
+                    self._stop.request()
             try:
                 with Worker(self._stop) as worker:
                     if not store_read:
                         self._from_store(worker, book, events)
                         store_read = True
-                    if next(self._next(book), None) is not None:
-                        worker.call(open_networks, self._request, book.videos_of.root)
                     self._from_videos(worker, book, events)
             except WorkStopped:
                 continue
@@ -107,8 +105,12 @@ class Suggestions:
             events.publish_from_thread("changed", {"revision": book.revision})
 
     def _from_videos(self, worker: Worker, book: LabelBook, events: Events) -> None:
+        opened = False
         while not self._stop.requested:
             for identifier, path, size, modified in self._next(book):
+                if not opened:
+                    worker.call(open_networks, self._request, book.videos_of.root)
+                    opened = True
                 self._done.add((identifier, size, modified))
                 try:
                     label, probability = worker.call(suggest_for_video, self._request, book.videos_of.root, path)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from flamest.agent.extraction.extract import extract_clips
+from flamest.agent.extraction.extract import clips_to_extract, extract_clips
 from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.labelling.suggestion_work import SuggestionRequest
 from flamest.fedproto.head import HeadSpec, initial_params
@@ -18,7 +18,7 @@ from flamest.runtime.bundle.manifest_reading import read_manifest
 @pytest.fixture
 def model(toy_bundle, tmp_path):
     manifest = read_manifest(toy_bundle)
-    head = HeadSpec(inputs=manifest.embedding_width, outputs=3, hidden=(8,))
+    head = HeadSpec(inputs=manifest.width, outputs=3, hidden=(8,))
     path = tmp_path / "model.safetensors"
     write_model(path, ModelFile(head, initial_params(head, 0), ("run", "jump", "wave"), manifest.fingerprint))
     return path
@@ -73,7 +73,12 @@ def test_features_of_the_store_are_used_first_and_the_store_stays_as_it_is(serve
     store = real_videos.parent / "features.sqlite"
     for name in ("a.mp4", "b.mp4", "c.avi", "d.webm"):
         (real_videos / name).unlink()
-    extract_clips(ExtractRequest(toy_bundle, real_videos, store, threads=1))
+    extract_clips(
+        ExtractRequest(toy_bundle, real_videos, store, threads=1),
+        clips_to_extract(real_videos),
+        on_clip=lambda *_: None,
+        stop=bool,
+    )
     before = store.read_bytes()
     wrong = real_videos.parent / "no-bundle"  # nothing is left to compute, so it is never opened
     page = serve(real_videos, suggest=SuggestionRequest(wrong, model, store))

@@ -94,6 +94,8 @@ class Listener:
         name = ""
         with contextlib.suppress(OSError, ValueError):
             for line in self.file:
+                if line == b"0\r\n":  # the last chunk
+                    break
                 word, _, rest = line.decode().strip().partition(": ")
                 if word == "event":
                     name = rest
