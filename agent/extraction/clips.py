@@ -158,7 +158,10 @@ class _Scan:
             code, reason = problem
             self.problems.append(ClipProblem(name, code, f"{reason} ({_line(row.line)})"))
             return
-        group = row.group or row.person or group_of(file_name, row.label, self._rules.groups)
+        # Every segment of a file has the file's group, whatever the segment's own class is.
+        folders = Path(file_name).parts[:-1]
+        label = row.label if row.segment is None else self._rules.label_of(folders)
+        group = row.group or row.person or group_of(file_name, label, self._rules.groups)
         self.clips.append(FoundClip(path, name, row.label, group, row.segment, row.person, row.camera))
 
     def _take_repeated(self, row: LabelRow, first: LabelRow) -> None:

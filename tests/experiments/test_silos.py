@@ -86,3 +86,19 @@ def test_folders_of_whole_files_have_the_three_columns(tmp_path):
     (tmp_path / "a.avi").touch()
     lay_out_videos([LabelledVideo(tmp_path / "a.avi", "rest", "g")], tmp_path / "out")
     assert (tmp_path / "out" / "labels.csv").read_text().splitlines() == ["path,label,group", "00000.avi,rest,g"]
+
+
+def test_segments_of_a_file_have_one_group_whatever_their_class(tmp_path):
+    """HMDB51's names hold the class, which is no part of the group; a folder may be a class too."""
+    files = ("April_09_walk_f_cm_np1_fr_med_0.avi", "fall/kitchen_fall_02.mp4", "walk/01.mp4", "kitchen_walk_02.mp4")
+    lines = ["path,label,start_s,end_s"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+        lines += [f"{file},{label},{number},{number + 1}" for number, label in enumerate(("walk", "fall", ""))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    groups: dict[Path, set[str]] = {}
+    for clip in scan_clips(tmp_path).clips:
+        groups.setdefault(clip.path, set()).add(clip.group)
+    assert len(groups) == len(files)
+    assert all(len(found) == 1 for found in groups.values()), groups
