@@ -60,6 +60,7 @@ def label(
     or flamest-agent extract may work on the folder meanwhile.
     """
     from ...base.errors import SettingsError
+    from ...base.log import configure_logging
     from ..extraction.clips import check_videos_folder
     from ..labelling.server import LabelRequest, serve_page
 
@@ -70,6 +71,7 @@ def label(
             f"{AGENT.place(config, folder).path} names no videos", fix="set videos in it, or give --videos DIR"
         )
     check_videos_folder(videos)
+    configure_logging(level="warning")
     suggest = _suggestions((bundle, model), settings, videos, tuple(trusted_key or ()))
     request = LabelRequest(
         videos,
@@ -109,7 +111,8 @@ def _of_settings(settings: AgentSettings | None, videos: Path, model: Path | Non
     classes = read_model(model).labels if model is not None else ()
     if settings is None:
         return {"known": Known(classes)}
-    return {"known": Known(classes, {}, settings.store if _is_own(settings, videos) else None)}
+    store = settings.store if _is_own(settings, videos) else None
+    return {"known": Known(classes, settings.labels.alias, store), "rules": settings.rules}
 
 
 def _suggestions(

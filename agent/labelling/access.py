@@ -43,6 +43,11 @@ class Refused(FlamestError):
         self.status = status
 
 
+def page_gone() -> Refused:
+    """Return the end of a request that no one waits for any more."""
+    return Refused(499, "the page has gone", fix="ask again", code="gone")
+
+
 class Access:
     """One-time addresses that are open, and the cookies that they were exchanged for. For the event loop's thread."""
 

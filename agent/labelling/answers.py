@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from ...base.errors import DataError, FlamestError, LockedError, StorageError, UsageError
-from .access import Refused
+from .access import Refused, page_gone
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -59,6 +59,7 @@ def refusal_answer(refused: Refused, *, as_json: bool) -> Response:
 async def read_body(request: Request, kind: type[T]) -> T:
     """Return the JSON body of a request as ``kind``. Raises Refused: too large, too slow, or not as expected."""
     import anyio
+    from starlette.requests import ClientDisconnect
 
     body = bytearray()
     try:
@@ -69,6 +70,8 @@ async def read_body(request: Request, kind: type[T]) -> T:
                     raise Refused(
                         413, f"more than {MAX_BODY} bytes", fix="save fewer changes at once", code="too_large"
                     )
+    except ClientDisconnect as error:
+        raise page_gone() from error
     except TimeoutError as error:
         raise Refused(408, "the request did not arrive in time", fix="try again", code="too_slow") from error
     try:

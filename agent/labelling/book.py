@@ -92,7 +92,8 @@ class LabelBook:
         with self._lock:
             changed = found != self._videos
             self._videos = found
-            self._arrange()
+            if changed:
+                self._read(searched=True)
             return changed
 
     def video(self, identifier: str) -> FolderVideo:
@@ -184,12 +185,13 @@ class LabelBook:
         self.saves += done.written
         return done
 
-    def _read(self) -> None:
+    def _read(self, *, searched: bool = False) -> None:
+        """Read labels.csv where it was written to. ``searched``: the folder is another one than it was."""
         try:
             if self._file is None:
                 self._file = LabelsFile.open(self.folder, rules=self._rules)
-            else:
-                self._file.reload()
+            elif searched or self._file.revision or os.path.lexists(self.table_path):
+                self._file.reload()  # without a labels.csv this searches the folder
             self._problem = None
         except FlamestError as error:
             self._file, self._problem = None, error

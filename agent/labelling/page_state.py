@@ -11,6 +11,7 @@ from pathlib import Path
 from ...base.errors import FlamestError
 from ...base.files import FileLock, printable_path
 from ...base.log import Log
+from ..extraction.aliases import near_misses
 from .access import Access
 from .book import LabelBook
 from .events import Events
@@ -87,7 +88,7 @@ class PageState:
     def near(self, label: str) -> list[str]:
         """Return the labels of the vocabulary that ``label`` is nearly, like one in another case."""
         known = [each.label for each in vocabulary(self.known.run_classes, self.book.clips_by_label())]
-        return [other for other in known if other != label and other.casefold() == label.casefold()]
+        return [] if label in self.known.aliases else near_misses(label, known)
 
     def shown(self, video: FolderVideo) -> None:
         """Note that a person looks at this video: it is the next to get a suggestion."""
@@ -119,7 +120,7 @@ class PageState:
                     if await asyncio.to_thread(self.book.rescan):
                         self.events.publish("video", {})
                 except FlamestError as error:  # the folder is away for now, as a network drive can be
-                    log.warning("the folder cannot be searched", code=error.code)
+                    log.warning("folder_not_searched", code=error.code)
                 took = time.monotonic() - began
                 next_scan = time.monotonic() + max(RESCAN_EVERY_S, took / RESCAN_SHARE)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ...runtime.video.decoder import DecodeLimits
-from .access import Refused
+from .access import page_gone
 from .book import LabelBook
 from .folder_videos import FolderVideo
 
@@ -54,7 +54,7 @@ class Proxies:
             while not task.done():
                 await asyncio.wait({task}, timeout=ASK_EVERY_S)
                 if not task.done() and await gone():
-                    raise Refused(499, "the page has gone", fix="ask again", code="gone")
+                    raise page_gone()
             return await task
         finally:
             self._waiting[key] -= 1
@@ -90,4 +90,4 @@ class Proxies:
 
         with contextlib.suppress(asyncio.CancelledError):
             return await asyncio.to_thread(make)
-        raise Refused(499, "the page has gone", fix="ask again", code="gone")
+        raise page_gone()

@@ -159,7 +159,7 @@ class Page:
     async def facts(self, request: Request) -> Response:
         video = self.state.book.video(request.path_params["id"])
         self.state.shown(video)
-        return json_answer(await self.state.facts.of(video))
+        return json_answer(await self.state.facts.of(video, request.is_disconnected))
 
     async def proxy(self, request: Request) -> Response:
         from starlette.responses import Response

@@ -85,7 +85,7 @@ class PageServer:
         self._access = Access(self._port)
         self.ready = threading.Event()  # the address has been shown
         self._redirect: RedirectFile | None = None
-        suggestions = Suggestions(request.suggest) if request.suggest else None
+        suggestions = Suggestions(request.suggest, _show) if request.suggest else None
         self._state = PageState(book, self._access, request.known, suggestions=suggestions, on_enter=self._entered)
 
     def run(self, shutdown: Shutdown) -> None:

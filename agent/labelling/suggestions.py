@@ -7,10 +7,9 @@ at a time, in a child process of low priority; the video that a person looks at 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ...base.errors import FlamestError
-from ...base.log import Log
 from ...base.process import Shutdown
 from ..worker import Worker, WorkStopped
 from .book import LabelBook
@@ -18,16 +17,16 @@ from .events import Events
 from .records import SuggestionRecord
 from .suggestion_work import SuggestionRequest, open_networks, suggest_for_video, suggest_from_store
 
-log = Log("label")
-
+NO_FEATURES = frozenset({"store_missing", "store_empty"})  # nothing was extracted yet
 IDLE_S = 2.0  # between two looks for videos without a label
 
 
 class Suggestions:
-    """A thread that computes suggestions while it is on."""
+    """A thread that computes suggestions while it is on. ``notice`` is called with a sentence when there are none."""
 
-    def __init__(self, request: SuggestionRequest) -> None:
+    def __init__(self, request: SuggestionRequest, notice: Callable[[str], None] = lambda _: None) -> None:
         self._request = request
+        self._notice = notice
         self._wake = threading.Condition()
         self._on = True
         self._ended = False
@@ -85,7 +84,7 @@ class Suggestions:
             except WorkStopped:
                 continue
             except FlamestError as error:  # a wrong bundle or model: the page goes on without suggestions
-                log.warning("no suggestions", code=error.code, reason=error.message, fix=error.fix)
+                self._notice(f"no suggestions: {error.with_fix}")
                 self._on = False
 
     def _from_store(self, worker: Worker, book: LabelBook, events: Events) -> None:
@@ -96,7 +95,8 @@ class Suggestions:
         except WorkStopped:
             raise
         except FlamestError as error:
-            log.info("no suggestions from the store", code=error.code)
+            if error.code not in NO_FEATURES:
+                self._notice(f"no suggestions from the store: {error.with_fix}")
             return
         for path, label, probability in found:
             video = book.videos_of.id_of(path)
