@@ -161,10 +161,11 @@ def features(
 ) -> dict[str, Any]:
     """Write features, labels and clip ids to an .npz file, for a notebook.
 
-    Arrays: x float32 [N, D], y (class name, empty where unknown), clip (SHA-256 of the video file),
-    group, caption, path; and the scalars fingerprint, precision and vlm_width (x[:, :vlm_width] is
-    the vision-language part). Read it with numpy.load(FILE). The file reveals what the videos show:
-    keep it at this silo.
+    Arrays: x float32 [N, D], y (class name, empty where unknown), clip (SHA-256 of the video file, or of
+    file and times), group, caption, path, file, start_s and end_s (of a segment, seconds; NaN for a whole
+    file), person, camera; and the scalars fingerprint, precision and vlm_width (x[:, :vlm_width] is the
+    vision-language part). Read it with numpy.load(FILE). The file reveals what the videos show: keep it at
+    this silo.
     """
     from ..extraction.npz import write_npz
     from ..extraction.store import FeatureStore
@@ -198,8 +199,9 @@ def import_features(
     """Import your own embeddings; they are trained and federated on like extracted ones.
 
     The file holds x (floating point [N, D]) and y (class names, fixed-width text), and may hold
-    group (clips of one scene, held out together), clip (a name for each) and caption. The
-    fingerprint that a run pins is imported:NAME:D. Importing the same file again changes nothing.
+    group (clips of one scene, held out together), clip (a name for each), caption, file, start_s and
+    end_s (seconds of a segment in its file, NaN for a whole file), person and camera. The fingerprint
+    that a run pins is imported:NAME:D. Importing the same file again changes nothing.
     """
     from ..extraction.npz import read_npz
     from ..extraction.store import FeatureStore

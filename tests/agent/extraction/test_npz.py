@@ -1,13 +1,15 @@
 """Features to and from .npz files, without pickle."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flamest.agent.extraction.npz import imported_fingerprint, read_npz, write_npz
-from flamest.agent.extraction.store import FeatureStore
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.base.errors import DataError, StorageError, UsageError
+from flamest.runtime.clip_records import Clip, Segment, clip_identity
 
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float16)
 Y = np.array(["wave", "wave", "punch", ""])
@@ -15,7 +17,11 @@ CLIPS = np.array(["v_wave_g01_c01.avi", "v_wave_g01_c02.avi", "v_punch_g02_c01.a
 
 
 def saved(path: Path, **arrays) -> Path:
-    np.savez(path, **arrays)
+    """As np.savez does it, which takes no array called ``file``."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asanyarray(array))
     return path
 
 
@@ -161,3 +167,72 @@ def test_an_imported_fingerprint_holds_name_and_width():
     for name in ("", "VGG16", "a b", "-a", "a" * 65, "ü"):
         with pytest.raises(UsageError):
             imported_fingerprint(name, 2)
+
+
+# --- segments ---
+
+FILES = np.array(["long.mp4", "long.mp4", "long.mp4", "short.mp4"])
+TIMES = {"start_s": np.array([0, 2.5, 10, np.nan]), "end_s": np.array([2.5, 4, 12.125, np.nan])}
+
+
+def by_name(found):
+    rows = zip(found.clips, found.labels, found.groups, found.segments, found.persons, found.cameras, strict=True)
+    return dict(zip(found.paths, rows, strict=True))
+
+
+def test_segments_with_person_and_camera_survive_a_round_trip(tmp_path):
+    file = saved(tmp_path / "f.npz", x=X, y=Y, file=FILES, **TIMES, person=np.array([3, 3, 4, 4]), camera=CLIPS)
+    found = stored(file)
+    assert set(found.paths) == {"long.mp4#t=0,2.5", "long.mp4#t=2.5,4", "long.mp4#t=10,12.125", "short.mp4"}
+    assert by_name(found)["long.mp4#t=2.5,4"][1:] == ("wave", "3", Segment.of_seconds(2.5, 4), "3", CLIPS[1])
+    write_npz(tmp_path / "out.npz", found)
+    again = stored(tmp_path / "out.npz", store="again.sqlite")
+    assert by_name(again) == by_name(found)
+    assert again.x.tobytes() == found.x.tobytes()
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as out:
+        whole = out["file"] == "short.mp4"
+        assert np.isnan(out["start_s"][whole]).all()
+        assert np.isnan(out["end_s"][whole]).all()
+        assert sorted(out["start_s"][~whole].tolist()) == [0, 2.5, 10]
+
+
+def test_extracted_segments_are_the_same_clips_after_a_round_trip(tmp_path):
+    part, sha256 = Segment.of_seconds(1, 2), "ab" * 32
+    clip = Clip(tmp_path / "a.mp4", clip_identity(sha256, part), "wave", "g", part, sha256, "p", "c")
+    with FeatureStore.open(tmp_path / "s.sqlite") as store:
+        store.add_rows([("ward/a.mp4#t=1,2", FeatureRow(clip, np.ones(3, "<f4"), 0, "f", "fp32"))])
+        write_npz(tmp_path / "out.npz", store.read())
+        store.add_rows(read_npz(tmp_path / "out.npz", "mine"))
+        one, other = store.read("f"), store.read("imported:mine:3")
+    assert by_name(one) == by_name(other)
+    assert one.files == ("ward/a.mp4",)
+
+
+def test_rows_of_one_name_and_other_times_are_other_clips(tmp_path):
+    for number, clip in enumerate((np.array(["a.mp4"] * 4), np.array(["cd" * 32] * 4))):
+        found = stored(saved(tmp_path / "f.npz", x=X, y=Y, clip=clip, **TIMES), store=f"{number}.sqlite")
+        assert len(set(found.clips)) == 4
+    assert clip_identity("cd" * 32, Segment.of_seconds(2.5, 4)) in found.clips
+    assert "cd" * 32 in found.clips
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ({"start_s": TIMES["start_s"]}, "'start_s' without the other"),
+        ({"end_s": TIMES["end_s"]}, "'end_s' without the other"),
+        ({**TIMES, "start_s": np.zeros(3)}, r"start_s is float64\[3\]"),
+        ({**TIMES, "end_s": np.array(list("abcd"))}, "end_s is <U1"),
+        ({**TIMES, "start_s": np.array([0, 2.5, np.nan, np.nan])}, "start_s nan and end_s 12.125 in row 2"),
+        ({**TIMES, "start_s": np.array([0, 4, 10, np.nan])}, "start_s 4 and end_s 4 in row 1"),
+        ({**TIMES, "start_s": np.array([-1, 2, 10, np.nan])}, "start_s -1 and end_s 2.5 in row 0"),
+        ({**TIMES, "end_s": np.array([2.5, 4, np.inf, np.nan])}, "end_s inf in row 2"),
+        ({**TIMES, "end_s": np.array([2.5, 2.5000001, 12, np.nan])}, "in row 1"),
+        ({**TIMES, "end_s": np.array([2.5, 4, 1e300, np.nan])}, r"end_s 1e\+300 in row 2"),
+        ({"person": np.zeros(4)}, r"person is float64\[4\]"),
+        ({"file": np.arange(4)}, r"file is int64\[4\]"),
+    ],
+)
+def test_times_that_no_segment_has_are_named_with_their_row(tmp_path, times, message):
+    with pytest.raises(DataError, match=message):
+        read_npz(saved(tmp_path / "f.npz", x=X, y=Y, **times), "vgg16")
