@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from ..base.console import counted
 from ..base.errors import DataError, LockedError
 from ..base.files import FileLock, printable_path, sha256_bytes
@@ -12,7 +14,9 @@ from ..runtime.bundle.opening import open_manifest
 from .client import Backoff, CoordinatorClient
 from .egress.guard import EgressGuard
 from .egress.ledger import read_ledger
-from .extraction.clips import scan_clips
+from .extraction.aliases import near_misses, toml_text
+from .extraction.clip_notes import clip_notes, folder_readings
+from .extraction.clips import nothing_usable, scan_clips
 from .extraction.extract import clips_to_extract
 from .extraction.store import FeatureStore
 from .settings import AgentSettings
@@ -82,7 +86,7 @@ def _store_problem(settings: AgentSettings, run: RunSettings) -> DataError | Non
 
 
 def clip_warnings(settings: AgentSettings) -> list[str]:
-    """Return why nothing of this silo's videos would be sent: too few clips for ``policy.min_samples``.
+    """Return what is doubtful about this silo's videos: too few clips for ``policy.min_samples``, groups, rows.
 
     Raises DataError (``no_clips``) when no video of the folder is usable, or none has a label. Opens no video.
     """
@@ -90,13 +94,7 @@ def clip_warnings(settings: AgentSettings) -> list[str]:
         return []
     folder = clips_to_extract(settings.videos, settings.rules)
     if not folder.clips:
-        first = folder.problems[0]
-        raise DataError(
-            f"none of the {counted(len(folder.problems), 'file')} of {printable_path(settings.videos)} is usable; the "
-            f"first, {first.name}: {first.reason}",
-            fix="compare the paths in labels.csv with the files: they are relative to the folder",
-            code="no_clips",
-        )
+        raise nothing_usable(settings.videos, folder)
     labelled = [clip for clip in folder.clips if clip.label is not None]
     if not labelled:
         raise DataError(
@@ -107,11 +105,16 @@ def clip_warnings(settings: AgentSettings) -> list[str]:
     share, least = settings.policy.hold_out, settings.policy.min_samples
     groups, labels = [clip.group for clip in labelled], [clip.label or "" for clip in labelled]
     train = len(hold_out_groups(groups, share, 0, labels)[0]) if share and len(set(groups)) > 1 else len(labelled)
+    warnings = [f"{note.text} ({note.fix})" for note in clip_notes(folder, settings.rules)]
+    if folder.problems:
+        first = folder.problems[0]
+        warnings.append(f"{counted(len(folder.problems), 'clip')} that cannot be used; {first.name}: {first.reason}")
     if train >= least:
-        return []
+        return warnings
     return [
         f"{counted(len(labelled), 'labelled clip')}, about {train} to train on, policy.min_samples {least}: "
-        "nothing will be sent (docs/guides/privacy.md)"
+        "nothing will be sent (docs/guides/privacy.md)",
+        *warnings,
     ]
 
 
@@ -120,16 +123,57 @@ def label_notes(settings: AgentSettings, run: RunSettings) -> list[str]:
 
     Raises DataError when none is a class of the run, and what reading the videos' folder or the store raises.
     """
-    found = _labels(settings, run)
-    unknown = sorted(found - set(run.labels))
-    listed = ", ".join(unknown[:SHOWN_LABELS]) + (", …" if len(unknown) > SHOWN_LABELS else "")
+    found, aliases = _labels(settings, run), settings.aliases
+    unknown = sorted(label for label in found if aliases.of(label) not in run.labels)
+    listed = _listed(unknown)
+    near = {label: near_misses(aliases.of(label), run.labels) for label in unknown}
+    lines = [f"{label!r} may be the run's {' or '.join(classes)}" for label, classes in near.items() if classes]
+    way = _alias_lines({label: classes[0] for label, classes in near.items() if classes})
+    readings = _readings_note(settings, run)
     if found and len(unknown) == len(found):
         raise DataError(
-            f"none of this silo's labels is a class of the run: {listed}; the run's: "
-            f"{', '.join(run.labels[:SHOWN_LABELS])}{', …' if len(run.labels) > SHOWN_LABELS else ''}",
-            fix="name the folders of clips, or the labels in labels.csv, as the run's classes; capitals count",
+            f"none of this silo's labels is a class of the run: {listed}; the run's: {_listed(run.labels)}"
+            + "".join(f"; {line}" for line in (*readings, *lines[:SHOWN_LABELS])),
+            fix='folder = "top" under [labels] in agent.toml'
+            if readings
+            else way
+            or "name the folders of clips, or the labels in labels.csv, as the run's classes (capitals count), or "
+            "give the run's word for each under [labels.alias] in agent.toml",
         )
-    return [f"labels that are no class of the run, whose clips are not used: {listed}"] if unknown else []
+    notes = [f"labels that are no class of the run, whose clips are not used: {listed}"] if unknown else []
+    notes += [f"{'; '.join(lines[:SHOWN_LABELS])}: {way}"] if lines else []
+    lost = sorted({to for word, to in settings.labels.alias.items() if word in found and to not in run.labels})
+    notes += [f"[labels.alias] names what is no class of the run: {_listed(lost)}"] if lost else []
+    return [*notes, *readings]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN_LABELS]) + (", …" if len(names) > SHOWN_LABELS else "")
+
+
+def _alias_lines(words: Mapping[str, str]) -> str:
+    """Return the lines of agent.toml that make aliases of words; empty without words."""
+    pairs = [f"{toml_text(word)} = {toml_text(to)}" for word, to in list(words.items())[:SHOWN_LABELS]]
+    return f"if so, under [labels.alias] in agent.toml: {', '.join(pairs)}" if pairs else ""
+
+
+def _readings_note(settings: AgentSettings, run: RunSettings) -> list[str]:
+    """Return a line where the outermost folders are classes of the run and the clips' own folders are not."""
+    if settings.videos is None or settings.labels.folder != "parent":
+        return []
+    folder = scan_clips(settings.videos, rules=settings.rules)
+    readings = None if folder.listed else folder_readings(folder.clips)
+    if readings is None:
+        return []
+    known = {name for name in (*readings.parent, *readings.top) if settings.aliases.of(name) in run.labels}
+    inner, outer = known & set(readings.parent), known & set(readings.top)
+    if len(outer) <= len(inner):
+        return []
+    return [
+        f"the outermost folders are the run's classes ({len(outer)} of {len(readings.top)}: {_listed(sorted(outer))}), "
+        f'the folders that hold the clips are not ({len(inner)} of {len(readings.parent)}): set folder = "top" under '
+        "[labels] in agent.toml"
+    ]
 
 
 def _labels(settings: AgentSettings, run: RunSettings) -> set[str]:

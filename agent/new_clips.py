@@ -26,6 +26,7 @@ class NewClips:
         self._notes = notes
         self._scanned = -settings.work.rescan_s
         self._logged = 0.0  # progress of an extraction
+        self._noted: dict[str, int] = {}  # notes on the clips, by code, that are in the log
 
     def extract_if_due(self) -> None:
         """Extract new clips of the video folder when it is time; a failure is logged and never ends the daemon."""
@@ -55,6 +56,9 @@ class NewClips:
             if extracted.used_stored_precision:
                 precision = extracted.figures["precision"]
                 log.warning("store_precision_used", precision=precision, fix="set precision under [work]")
+            if extracted.notes and extracted.notes != self._noted:
+                log.warning("clip_notes", **extracted.notes, see="flamest-agent clips")
+            self._noted = extracted.notes
             if extracted.failed:
                 log.warning("clips_failed", **extracted.failed)
             backends = extracted.backends or self._notes.status.backends

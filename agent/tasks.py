@@ -19,6 +19,7 @@ from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
 from .egress.reported_evaluation import reported_evaluation
 from .extraction.aliases import NO_ALIASES, LabelAliases
+from .extraction.clip_notes import clip_notes
 from .extraction.extract import clips_to_extract, extract_clips
 from .extraction.failures import count_by_code
 from .extraction.report import ExtractRequest
@@ -154,6 +155,7 @@ class ExtractionSummary:
     failed: dict[str, int]  # clips that cannot be used, by code
     used_stored_precision: bool = False  # the settings name no precision: the store's was used
     unlisted: int = 0  # stored clips without a label, since their files are listed otherwise now
+    notes: dict[str, int] = field(default_factory=dict)  # on groups, folders and segments: numbers by code
 
 
 def extract_new(request: ExtractRequest) -> ExtractionSummary:
@@ -181,8 +183,9 @@ def extract_new(request: ExtractRequest) -> ExtractionSummary:
         **({"ended_workers": len(report.crashes)} if report.crashes else {}),
     }
     places = {placement.graph: placement.where for placement in report.placements}
+    notes = {note.code: note.count for note in clip_notes(folder, request.rules)}
     return ExtractionSummary(
-        figures, places, count_by_code(report.failed), report.used_stored_precision, report.unlisted
+        figures, places, count_by_code(report.failed), report.used_stored_precision, report.unlisted, notes
     )
 
 

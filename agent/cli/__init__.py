@@ -12,7 +12,7 @@ SETTINGS_FILE = "agent.toml"
 AGENT = Program(
     "flamest-agent",
     SETTINGS_FILE,
-    ("run", "status", "egress", "predict", "label", "doctor"),
+    ("run", "status", "egress", "clips", "predict", "label", "doctor"),
     start="go to the folder of agent.toml, or give --config agent.toml or --dir DIR (flamest-agent keygen makes one)",
 )
 ConfigOption = Annotated[Path | None, config_option(SETTINGS_FILE)]

@@ -97,6 +97,7 @@ def extract(
     from ...runtime.devices import check_devices
     from ...runtime.pipeline_options import PipelineOptions
     from ...runtime.video.decoder import DecodeLimits
+    from ..extraction.clip_notes import clip_notes
     from ..extraction.extract import clips_to_extract, extract_clips
     from ..extraction.report import GB, ExtractRequest
 
@@ -131,6 +132,12 @@ def extract(
         rules,
     )
     clips = clips_to_extract(videos, rules)
+    doubts = clip_notes(clips, rules)
+    if not as_json:
+        for doubt in doubts:
+            say(f"warning: {doubt.text}")
+            if doubt.fix:
+                say(f"  fix: {doubt.fix}")
     shutdown = Shutdown.on_signals()
     with progress_bar("extracting", len(clips.clips), unit="clips") as progress:
         report = extract_clips(request, clips, on_clip=progress.advance, stop=lambda: shutdown.requested, notice=notice)
@@ -139,6 +146,7 @@ def extract(
         show_placements(report.placements, backend_options)
         show_pipeline(report.pipeline)
     result = dict(msgspec.to_builtins(report))
+    result["clip_notes"] = [{"code": doubt.code, "count": doubt.count, "text": doubt.text} for doubt in doubts]
     result["followed"] = result.pop("used_stored_precision")
     del result["placements"]
     result["backends"] = {placement.graph: placement.as_json() for placement in report.placements}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...base.app import App
+from .clips import clips
 from .daemon import keygen, run, status
 from .doctor import doctor
 from .egress import egress
@@ -22,6 +23,7 @@ app.command("keygen")(keygen)
 app.command("run")(run)
 app.command("status")(status)
 app.command("egress")(egress)
+app.command("clips")(clips)
 app.command("extract")(extract)
 app.command("label")(label)
 app.command("features")(features)

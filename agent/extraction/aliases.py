@@ -45,6 +45,12 @@ def alias_problems(words: Mapping[str, str]) -> list[str]:
     return problems
 
 
+def toml_text(text: str) -> str:
+    """Return ``text`` as a quoted string of TOML."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def near_misses(label: str, vocabulary: Sequence[str]) -> list[str]:
     """Return classes that ``label`` may mean, likeliest first, at most 3; none where it is a class itself.
 

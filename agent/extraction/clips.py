@@ -15,11 +15,14 @@ who may put files into the folder must not thereby choose what else the agent re
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from ...base.console import counted
 from ...base.errors import DataError, StorageError
 from ...base.files import printable_path
 from ...runtime.clip_records import Segment
@@ -28,6 +31,7 @@ from .groups import DEFAULT_RULES, ClipRules, group_of
 from .labels_table import LABELS_FILE, LabelRow, LabelsTable, read_labels
 from .listed_files import ListedFiles
 
+GroupSource = Literal["group", "person", "rule"]
 MAX_FOLDER_DEPTH = 16  # folders inside each other
 
 
@@ -42,6 +46,12 @@ class FoundClip:
     segment: Segment | None = None  # None: the whole file
     person: str = ""  # of labels.csv, as is camera
     camera: str = ""
+    grouped_by: GroupSource = "rule"  # source of its group
+
+    @property
+    def file_name(self) -> str:
+        """The file's name, relative to the folder: ``name`` without a segment."""
+        return self.name if self.segment is None else self.name.removesuffix(f"#{self.segment}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,17 @@ def check_videos_folder(folder: Path) -> None:
         )
 
 
+def nothing_usable(videos: Path, folder: ClipFolder) -> DataError:
+    """Return the error of a folder without any usable clip, with the first problem."""
+    first = folder.problems[0]
+    return DataError(
+        f"none of the {counted(len(folder.problems), 'clip')} of {printable_path(videos)} is usable; the first, "
+        f"{first.name}: {first.reason}",
+        fix="compare the paths in labels.csv with the files: they are relative to the folder",
+        code="no_clips",
+    )
+
+
 def find_clips(folder: Path, rules: ClipRules = DEFAULT_RULES) -> list[FoundClip]:
     """Return the usable clips of ``folder``, by name; ``scan_clips`` returns the problems too."""
     return list(scan_clips(folder, rules=rules).clips)
@@ -99,7 +120,7 @@ def scan_clips(folder: Path, *, labelled: bool = True, rules: ClipRules = DEFAUL
         scan.walk()
     return ClipFolder(
         tuple(sorted(scan.clips, key=_place)),
-        tuple(sorted(scan.problems, key=lambda found: found.name)),
+        tuple(sorted(scan.problems, key=lambda found: _natural(found.name))),
         scan.root,
         tuple(scan.notes),
         listed,
@@ -107,8 +128,13 @@ def scan_clips(folder: Path, *, labelled: bool = True, rules: ClipRules = DEFAUL
     )
 
 
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts line 9 before line 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]{1,9})", name)]
+
+
 def _place(clip: FoundClip) -> tuple[str, Segment]:
-    return clip.name.rpartition("#t=")[0] if clip.segment else clip.name, clip.segment or Segment(-1, -1)
+    return clip.file_name, clip.segment or Segment(-1, -1)
 
 
 class _Scan:
@@ -162,7 +188,8 @@ class _Scan:
         folders = Path(file_name).parts[:-1]
         label = row.label if row.segment is None else self._rules.label_of(folders)
         group = row.group or row.person or group_of(file_name, label, self._rules.groups)
-        self.clips.append(FoundClip(path, name, row.label, group, row.segment, row.person, row.camera))
+        grouped_by: GroupSource = "group" if row.group else "person" if row.person else "rule"
+        self.clips.append(FoundClip(path, name, row.label, group, row.segment, row.person, row.camera, grouped_by))
 
     def _take_repeated(self, row: LabelRow, first: LabelRow) -> None:
         """Note a row for a clip that an earlier row lists; one that says something else is a problem."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ MAX_TIME_S = 31_536_000  # a year
 
 _TOO_LONG = "\x1a"  # stands for a line of more than MAX_LINE characters
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"\d+,\d+")
 _WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
@@ -125,12 +125,9 @@ def seconds_us(text: str) -> int:
         raise ValueError(f"{text!r} is a clock's notation, expected seconds: {total}{also}")
     if _DECIMAL_COMMA.fullmatch(text):
         raise ValueError(f"{text!r} has a decimal comma, expected a point: {text.replace(',', '.')}")
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number of seconds, expected one like 12.5") from None
-    if not math.isfinite(seconds):
-        raise ValueError(f"{text!r} is not a time, expected seconds like 12.5")
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is not a number of seconds, expected one like 12.5")
+    seconds = float(text)
     if not 0 <= seconds <= MAX_TIME_S:
         raise ValueError(f"{text} is outside of 0 to {MAX_TIME_S:,} seconds, counted from the video's first frame")
     return round(seconds * 1e6)

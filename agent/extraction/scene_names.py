@@ -144,6 +144,8 @@ def _kinds(stem: str, tokens: list[re.Match[str]], label: str | None) -> list[Ki
             kinds.append(Kind.ID)
         elif _is_in(token, days):
             kinds.append(Kind.DAY)
+        elif not kinds and len(token[0]) == 1 and token[0].isalpha():  # a person's letter, not an article
+            kinds.append(Kind.WORD)
         else:
             kinds.append(_kind(token[0], words))
     return kinds

@@ -185,7 +185,8 @@ def test_check_config_warns_of_too_few_clips(make_federation, toy_bundle):
     code, answer = checked(home, "--offline")
     assert code == 0
     assert [words.split(":")[0] for words in answer["warnings"]] == [
-        "50 labelled clips, about 40 to train on, policy.min_samples 256"
+        "50 labelled clips, about 40 to train on, policy.min_samples 256",
+        "every one of the 50 groups has one clip",
     ]
     (home / "a.key").chmod(0o644)
     assert f"chmod 600 {home / 'a.key'}" in checked(home, "--offline")[1]["warnings"][0]

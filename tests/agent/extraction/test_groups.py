@@ -50,6 +50,7 @@ SAME = {  # names that are of one person or scene: in one group
     "UUIDs with numbers": "fall: 3f2504e0-4f89-11d3-9a0c-0305e82c3301_1 3f2504e0-4f89-11d3-9a0c-0305e82c3301-2",
     "Windows copies of a camera's file": "fall: IMG_0001(2) IMG_0001(3) IMG_0001-Copy",
     "a person's letter": "walk: patientB_walk_01 Patient_B_fall_02",
+    "letters and the action": "walk: a_walk_01 a_walk_02 a_walk3",
     "a name and the action": "walk: anna_walk_01 anna_walk_02 anna_walking3 anna_01_walk",
     "a place and the action": "fall: kitchen_fall_01 kitchen_fall_02",
     "a short id": "walk: s01_walk_take3 s01_walk_take4 s01_walk_1",
