@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import threading
 
 import pytest
+from flamest.agent.extraction.labels_table import read_labels
+from flamest.agent.labelling.page_state import Known
 
 
 def table(page):
@@ -208,3 +211,67 @@ def test_alias_lines_are_toml_whatever_the_label(page):
     label = 'a "quoted" \\ label = ü\t'
     lines = page.browser().post("/api/alias", {"label": label, "as": "fall"}).json["lines"]
     assert tomllib.loads(lines) == {"labels": {"alias": {label: "fall"}}}
+
+
+def test_a_program_that_reads_meanwhile_sees_whole_tables_with_every_saved_label(page):
+    browser = page.browser()
+    browser.put("a.mp4", "fall", start_s=0, end_s=1)
+    saved, problems = [0], []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            least = len(saved)
+            found = read_labels(page.folder, page.folder.resolve())
+            if found.bad or len([row for row in found.rows if row.segment]) < least:
+                problems.append((found.bad, least))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for index in range(1, 40):
+        if browser.put("a.mp4", "fall", start_s=index, end_s=index + 1).json["applied"] == 1:
+            saved.append(index)
+    done.set()
+    reader.join()
+    assert len(saved) == 40
+    assert problems == []
+
+
+def test_a_table_that_is_written_in_place_is_read_once_it_is_whole(page):
+    browser = page.browser()
+    browser.put("a.mp4", "fall")
+    with (page.folder / "labels.csv").open("w") as file:
+        file.write('path,label\na.mp4,"wa')
+        file.flush()
+        assert browser.state()["problems"]
+        assert browser.put("b.mp4", "run").status == 409
+        file.write('lk"\n')
+    assert browser.put("b.mp4", "run").json["applied"] == 1
+    assert [(row["path"], row["label"]) for row in table(page)] == [("a.mp4", "walk"), ("b.mp4", "run")]
+
+
+def test_a_table_that_is_removed_gives_way_to_the_folders(page):
+    browser = page.browser()
+    browser.put("a.mp4", "fall")
+    (page.folder / "labels.csv").unlink()
+    assert browser.state()["revision"] == ""
+    assert [row["label"] for row in browser.video("a.mp4")["rows"]] == [None]
+    assert browser.put("b.mp4", "run").json["applied"] == 1
+
+
+def test_the_rules_and_aliases_of_the_settings_are_the_pages(serve, videos):
+    known = Known(("fall", "walking"), {"gehen": "walking"})
+    browser = serve(videos, known=known).browser()
+    browser.put("a.mp4", "gehen")
+    browser.put("b.mp4", "Walkin")
+    state = browser.state()
+    assert (state["run"], state["aliases"]) == (True, {"gehen": "walking"})
+    assert [(each["label"], each["in_run"], each["clips"]) for each in state["vocabulary"]] == [
+        ("fall", True, 0),
+        ("walking", True, 0),
+        ("Walkin", False, 1),
+        ("gehen", False, 1),
+    ]
+    assert browser.get("/api/near?label=FALL").json == {"near": ["fall"]}
+    assert browser.get("/api/near?label=gehen").json == {"near": []}
+    assert browser.get("/api/near?label=%3Cscript%3E").json == {"near": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -167,3 +168,20 @@ def test_facts_say_how_long_a_video_is_and_where_frames_are(serve, videos, clips
     assert browser.video("real.avi")["duration_s"] == 2.0
     damaged = browser.get(f"/api/video/{browser.video('a.mp4')['id']}/facts")
     assert (damaged.status, damaged.code) == (409, "video_not_video")
+
+
+def test_a_file_that_shrinks_while_it_is_sent_ends_the_answer_only(serve, videos):
+    with (videos / "big.mp4").open("wb") as file:
+        file.truncate(64 << 20)
+    page = serve(videos)
+    browser = page.browser()
+    video = browser.video("big.mp4")["id"]
+    request = f"GET /api/video/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", page.port), timeout=20) as connection:
+        connection.sendall(request.encode())
+        received = len(connection.recv(1000))
+        os.truncate(videos / "big.mp4", 0)
+        while chunk := connection.recv(1 << 20):
+            received += len(chunk)
+    assert received < 64 << 20
+    assert browser.get("/api/state").status == 200
