@@ -1,0 +1,336 @@
+"""CVAT's XML, version 1.1, of video tasks: ``CVAT for video`` (tracks) and ``CVAT for images`` (tags of frames).
+
+Schema: https://docs.cvat.ai/docs/dataset_management/formats/format-xml/ ; what is written:
+https://github.com/cvat-ai/cvat/blob/develop/cvat/apps/dataset_manager/formats/cvat.py and bindings.py there.
+
+- A frame's number is the video's own, from 0: ``start_frame`` + n · step, with the step of ``frame_filter``.
+- A track lists its shapes frame by frame, the interpolated ones too (``keyframe="0"``). ``outside="1"`` is the first
+  frame in which it is no longer there; between two listed frames it stays as the earlier one says. A track that is
+  never ``outside`` ends with its last listed frame.
+- ``CVAT for video`` has no tags; ``CVAT for images`` has them in ``<image id="FRAME" name="frame_000012">``.
+- The video is ``<source>``, a file's name, in ``<meta>`` or in its ``<task>``; a project's tracks and images say which
+  task they are of (``task_id``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ...base.errors import DataError
+from .annotation import (
+    Annotation,
+    AnnotationFile,
+    FrameRange,
+    Unusable,
+    read_frame,
+    read_label,
+    read_name,
+    read_video_name,
+    shown,
+)
+from .xml_events import parse_xml
+
+FORMAT = "cvat"
+SHAPES = frozenset({"box", "polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton"})
+PERSON_ATTRIBUTES = ("person", "person_id", "subject", "patient")
+MAX_SHAPES = 10_000_000
+_STEP = re.compile(r"step\s*=\s*(\d{1,6})")
+
+
+@dataclass(frozen=True)
+class CvatOptions:
+    """Options of a reading."""
+
+    label_attribute: str = ""  # an attribute whose value is the label; empty: the label of the track or tag
+
+
+@dataclass
+class _Task:
+    source: str = ""
+    step: int = 1
+    bad_step: str = ""
+
+
+@dataclass
+class _Shape:
+    """A shape of a track, or a tag or shape in an image."""
+
+    frame: str | None
+    outside: str
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Item:
+    """A track, or the tags and shapes of a label in an image."""
+
+    where: str
+    tag: str
+    attributes: dict[str, str]
+    shapes: list[_Shape] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Sighting:
+    """A label that is seen in a frame until a later one: half-open, in frames."""
+
+    first: int
+    end: int
+    label: str
+    person: str
+
+
+def read_cvat(read: Callable[[int], bytes], name: str, options: CvatOptions = CvatOptions()) -> AnnotationFile:
+    """Read a document; ``read(n)`` gives its next n bytes, ``name`` is the file's.
+
+    Raises DataError ``annotations_xml`` for a document that is not well-formed, ``annotations_structure`` for one that
+    is not CVAT's.
+    """
+    reader = _Reader(name, options)
+    parse_xml(read, name, reader.start, reader.end)
+    return reader.finish()
+
+
+class _Reader:
+    """Elements to annotations."""
+
+    def __init__(self, name: str, options: CvatOptions) -> None:
+        self._name, self._options = name, options
+        self._found = AnnotationFile(FORMAT)
+        self._tasks: dict[str, _Task] = {}
+        self._task = _Task()  # of a file with one task
+        self._task_id = ""
+        self._open_task: _Task | None = None
+        self._item: _Item | None = None
+        self._shape: _Shape | None = None
+        self._attribute = ""
+        self._image: tuple[str, dict[str, str]] | None = None
+        self._by_video: dict[str, list[tuple[str, bool, list[_Sighting]]]] = {}  # where, track?, sightings
+        self._in_images: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+        self._steps: dict[str, int] = {}
+        self._tracks = self._images = self._shapes = 0
+
+    def start(self, path: list[str], attributes: dict[str, str]) -> None:
+        tag = path[-1]
+        if len(path) == 1 and tag != "annotations":
+            raise self._not_cvat(f"its root is <{shown(tag)[1:-1]}>")
+        if path[1:2] == ["meta"]:
+            if tag == "task":
+                self._open_task = _Task()
+        elif len(path) == 2:
+            self._start_item(tag, attributes)
+        elif len(path) == 3 and self._item is not None and self._item.tag == "track" and tag in SHAPES:
+            self._count_shape()
+            self._shape = _Shape(attributes.get("frame"), attributes.get("outside", "0"))
+            self._item.shapes.append(self._shape)
+        elif len(path) == 3 and self._image is not None and (tag in SHAPES or tag == "tag"):
+            self._count_shape()
+            self._item = _Item(self._image[0], tag, attributes)
+            self._shape = _Shape(self._image[1].get("id"), "0")
+            if "track_id" in attributes:
+                self._shape.attributes["track_id"] = attributes["track_id"]
+        elif tag == "attribute":
+            self._attribute = attributes.get("name", "")
+
+    def end(self, path: list[str], text: str) -> None:
+        tag = path[-1]
+        if path[1:2] == ["meta"]:
+            self._end_meta(path, text)
+        elif (tag == "attribute" and self._shape is not None and len(path) == 4) or (tag == "attribute" and self._shape is not None and path[1] == "tag" and len(path) == 3):
+            self._shape.attributes[self._attribute] = text
+        elif len(path) == 3 and self._image is not None and self._item is not None:
+            self._use(self._end_in_image)
+        elif len(path) == 2 and self._item is not None and self._item.tag == "track":
+            self._use(self._end_track)
+        elif len(path) == 2 and self._item is not None:
+            self._use(self._end_in_image)
+        if len(path) == 2:
+            self._image = self._item = self._shape = None
+
+    def finish(self) -> AnnotationFile:
+        """Return what was read, its frames joined to ranges."""
+        if not self._tracks and not self._images and not self._found.problems:
+            self._found.notes["it has no tracks, tags or images"] += 1
+        for (video, label, person), frames in self._in_images.items():
+            step = self._steps.get(video, 1)
+            for first, end, where in _runs(frames, step):
+                sighting = _Sighting(first, end, label, person)
+                self._by_video.setdefault(video, []).append((where, person.startswith("track "), [sighting]))
+        for video, items in self._by_video.items():
+            several = _overlap([sightings for _, track, sightings in items if track])
+            for where, track, sightings in items:
+                for seen in sightings:
+                    self._found.add(_annotation(where, video, seen, track=track, several=several))
+        return self._found
+
+    def _start_item(self, tag: str, attributes: dict[str, str]) -> None:
+        if tag == "track":
+            self._tracks += 1
+            number = shown(attributes.get("id", str(self._tracks - 1)))[1:-1]
+            self._item = _Item(f"track {number}", tag, attributes)
+        elif tag == "image":
+            self._images += 1
+            self._image = (f"image {shown(attributes.get('id', '?'))[1:-1]}", attributes)
+        elif tag == "tag":
+            self._images += 1
+            self._item = _Item(f"tag {self._images}", tag, attributes, [_Shape(attributes.get("frame"), "0")])
+            self._shape = self._item.shapes[0]
+        elif tag not in ("version", "meta"):
+            self._found.notes[f"elements called {shown(tag)} are not read"] += 1
+
+    def _end_meta(self, path: list[str], text: str) -> None:
+        task = self._open_task or self._task
+        parent, tag = path[-2], path[-1]
+        if tag == "source":
+            task.source = text
+        elif tag == "frame_filter" and text:
+            match = _STEP.fullmatch(text.strip())
+            step = int(match[1]) if match else 0
+            task.step, task.bad_step = (step, "") if step else (1, text)
+        elif tag == "id" and parent == "task":
+            self._task_id = text
+        elif tag == "task" and self._open_task is not None:
+            if self._task_id in self._tasks:
+                raise self._not_cvat(f"two tasks have the id {shown(self._task_id)}")
+            self._tasks[self._task_id] = self._open_task
+            self._open_task = None
+
+    def _task_of(self, attributes: dict[str, str]) -> _Task:
+        if "task_id" in attributes and len(self._tasks) > 1:
+            task = self._tasks.get(attributes["task_id"])
+            if task is None:
+                raise Unusable("unknown_task", f"it is of task {shown(attributes['task_id'])}, which <meta> lacks")
+        elif len(self._tasks) > 1:
+            raise Unusable("unknown_task", "it does not say of which of the file's tasks it is")
+        else:
+            task = next(iter(self._tasks.values()), self._task)
+            task = replace(task, source=task.source or self._task.source)
+        if task.bad_step:
+            raise Unusable("bad_frame", f"the task's frame_filter is {shown(task.bad_step)}, expected step=N")
+        return task
+
+    def _use(self, work: Callable[[_Item], None]) -> None:
+        assert self._item is not None
+        try:
+            work(self._item)
+        except Unusable as problem:
+            self._found.refuse(self._item.where, problem)
+        if self._image is not None:
+            self._item = self._shape = None
+
+    def _end_track(self, item: _Item) -> None:
+        task = self._task_of(item.attributes)
+        video = read_video_name(task.source)
+        label = read_label(item.attributes.get("label"))
+        person = f"track {read_name(item.attributes.get('id'), 'the id') or self._tracks - 1}"
+        sightings = _sightings(item.shapes, label, person, task.step, self._options.label_attribute)
+        named = any(seen.person != person for seen in sightings)
+        self._by_video.setdefault(video, []).append((item.where, not named, sightings))
+
+    def _end_in_image(self, item: _Item) -> None:
+        shape = item.shapes[0] if item.shapes else self._shape
+        assert shape is not None
+        task = self._task_of(self._image[1] if self._image else item.attributes)
+        image = self._image[1].get("name", "") if self._image else ""
+        if not task.source and image and not re.fullmatch(r"frame_\d+(\.\w+)?", image):
+            raise Unusable("no_video_name", f"the image {shown(image)} is of no video: the task is one of images")
+        video = read_video_name(task.source)
+        label = read_label(item.attributes.get("label"))
+        frame = read_frame(_whole(shape.frame), "the frame")
+        label = _label_of(shape, label, self._options.label_attribute)
+        track = shape.attributes.get("track_id", "")
+        person = _person_of(shape, f"track {track}" if track else "")
+        self._steps[video] = task.step
+        self._in_images.setdefault((video, label, person), []).append((frame, item.where))
+
+    def _count_shape(self) -> None:
+        self._shapes += 1
+        if self._shapes > MAX_SHAPES:
+            raise DataError(
+                f"{self._name} has more than {MAX_SHAPES:,} shapes", fix="export fewer tasks at once", code="too_large"
+            )
+
+    def _not_cvat(self, problem: str) -> DataError:
+        return DataError(
+            f"{self._name} is not an export of CVAT: {problem}",
+            fix="in CVAT: Export task dataset, CVAT for video 1.1 or CVAT for images 1.1",
+            code="annotations_structure",
+        )
+
+
+def _sightings(shapes: list[_Shape], label: str, person: str, step: int, attribute: str) -> list[_Sighting]:
+    """Return the contiguous stretches of a track that are not outside, cut where its label or person changes."""
+    if not shapes:
+        raise Unusable("bad_track", "it has no shape")
+    found: list[_Sighting] = []
+    before = -1
+    seen: _Sighting | None = None
+    for shape in shapes:
+        frame = read_frame(_whole(shape.frame), "the frame")
+        if frame <= before:
+            raise Unusable("bad_track", f"frame {frame} comes after frame {before}")
+        if shape.outside not in ("0", "1"):
+            raise Unusable("bad_track", f"outside is {shown(shape.outside)} in frame {frame}, expected 0 or 1")
+        before = frame
+        now = None
+        if shape.outside == "0":
+            now = _Sighting(frame, frame + step, _label_of(shape, label, attribute), _person_of(shape, person))
+        if seen and now and (seen.label, seen.person) == (now.label, now.person):
+            seen = replace(seen, end=now.end)
+            continue
+        if seen:
+            found.append(replace(seen, end=frame))
+        seen = now
+    if seen:
+        found.append(seen)
+    if not found:
+        raise Unusable("bad_track", "it is outside in every frame")
+    return found
+
+
+def _label_of(shape: _Shape, label: str, attribute: str) -> str:
+    if not attribute:
+        return label
+    return read_label(shape.attributes.get(attribute), what=f"the attribute {shown(attribute)}")
+
+
+def _person_of(shape: _Shape, otherwise: str) -> str:
+    names = {name.strip().casefold(): value for name, value in shape.attributes.items()}
+    found = next((names[name] for name in PERSON_ATTRIBUTES if names.get(name, "").strip()), "")
+    return read_name(found, "the person") or otherwise
+
+
+def _whole(text: str | None) -> object:
+    return int(text) if text is not None and re.fullmatch(r"-?\d{1,12}", text.strip()) else text
+
+
+def _runs(frames: list[tuple[int, str]], step: int) -> list[tuple[int, int, str]]:
+    """Return the runs of frames that follow each other: first, end, and where the first was found."""
+    runs: list[tuple[int, int, str]] = []
+    for frame, where in sorted(frames):
+        if runs and frame <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], frame + step), runs[-1][2])
+        else:
+            runs.append((frame, frame + step, where))
+    return runs
+
+
+def _overlap(tracks: list[list[_Sighting]]) -> bool:
+    """Return True where two tracks are seen at the same time: they are different persons."""
+    spans = sorted((seen.first, seen.end, number) for number, seens in enumerate(tracks) for seen in seens)
+    end, owner = -1, -1
+    for first, last, number in spans:
+        if first < end and number != owner:
+            return True
+        if last > end:
+            end, owner = last, number
+    return False
+
+
+def _annotation(where: str, video: str, seen: _Sighting, *, track: bool, several: bool) -> Annotation:
+    person = "" if track and not several else seen.person
+    return Annotation(
+        where, video, seen.label, FrameRange(seen.first, seen.end), person=person, track=track and several
+    )

@@ -1,0 +1,97 @@
+"""An annotation file of any known format, recognised by its content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...base.errors import DataError
+from ...base.files import open_regular, printable_path, read_regular
+from .activitynet import read_activitynet
+from .annotation import AnnotationFile
+from .cvat import CvatOptions, read_cvat
+from .json_text import MAX_JSON, decode_json
+from .label_studio import read_label_studio
+from .segments_table import read_segments
+from .xml_events import MAX_XML
+from .zip_member import open_member
+
+Format = Literal["activitynet", "segments", "cvat", "label-studio"]
+FORMATS: tuple[Format, ...] = ("activitynet", "segments", "cvat", "label-studio")
+MAX_TABLE = 256 << 20  # bytes
+MAX_ZIP = 64 << 30  # bytes: with the images of all frames
+_FIX = "give a file of one of these: " + ", ".join(FORMATS) + "; --format names it where it is not recognised"
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """What a person says about files. ``format`` empty: recognised by the content."""
+
+    format: Format | None = None
+    label_attribute: str = ""  # CVAT: the attribute whose value is the label
+    choices: str = ""  # Label Studio, JSON-MIN: the control of whole videos' labels
+
+
+def read_annotations(path: Path, options: ReadingOptions = ReadingOptions()) -> AnnotationFile:
+    """Read an annotation file.
+
+    Raises DataError where the file is none of the formats: ``annotations_format``, ``annotations_json``,
+    ``annotations_xml``, ``annotations_zip``, ``annotations_table``, ``annotations_structure``, ``repeated_key``,
+    ``too_large``, ``too_many``, ``not_a_file``; StorageError where it cannot be read.
+    """
+    name = printable_path(path)
+    chosen = options.format or _recognise(path, name)
+    if chosen == "cvat":
+        return _read_cvat(path, name, CvatOptions(options.label_attribute))
+    if chosen == "segments":
+        return read_segments(read_regular(path, largest=MAX_TABLE), name)
+    document = decode_json(read_regular(path, largest=MAX_JSON), name)
+    if options.format is None:
+        chosen = _json_format(document, name)
+    if chosen == "activitynet":
+        return read_activitynet(document, name)
+    return read_label_studio(document, name, choices=options.choices)
+
+
+def _recognise(path: Path, name: str) -> Format:
+    """Return the format that the first bytes belong to; of JSON documents ``label-studio``, to be looked at again."""
+    with open_regular(path) as file:
+        head = file.read(4096)
+    if head.startswith(b"PK\3\4") or head.startswith(b"PK\5\6"):
+        return "cvat"
+    text = head.decode("utf-8-sig", errors="replace").lstrip()
+    if not text:
+        raise DataError(f"{name} is empty", fix=_FIX, code="annotations_format")
+    if text[0] == "<" or head.startswith((b"\xff\xfe<", b"\xfe\xff\0<")):
+        return "cvat"
+    if text[0] in "{[":
+        return "label-studio"
+    line = text.splitlines()[0]
+    if any(mark in line for mark in ",;\t") and "\0" not in line:
+        return "segments"
+    raise DataError(f"{name} is neither JSON, XML, a .zip nor a table", fix=_FIX, code="annotations_format")
+
+
+def _json_format(document: object, name: str) -> Format:
+    if isinstance(document, dict):
+        if "database" in document or "results" in document:
+            return "activitynet"
+        if "data" in document and ("annotations" in document or "completions" in document):
+            return "label-studio"
+    elif isinstance(document, list):
+        return "label-studio"
+    raise DataError(
+        f"{name} is JSON, but neither ActivityNet's nor Label Studio's", fix=_FIX, code="annotations_format"
+    )
+
+
+def _read_cvat(path: Path, name: str, options: CvatOptions) -> AnnotationFile:
+    with open_regular(path, largest=MAX_ZIP) as file:
+        packed = file.read(4).startswith(b"PK")
+        file.seek(0)
+        if packed:
+            with open_member(file, "annotations.xml", name) as read:
+                return read_cvat(read, name, options)
+    with open_regular(path, largest=MAX_XML) as file:
+        return read_cvat(file.read, name, options)
