@@ -36,7 +36,7 @@ FORMAT = "cvat"
 SHAPES = frozenset({"box", "polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton"})
 PERSON_ATTRIBUTES = ("person", "person_id", "subject", "patient")
 MAX_SHAPES = 10_000_000
-_STEP = re.compile(r"step\s*=\s*(\d{1,6})")
+_STEP = re.compile(r"step\s*=\s*([0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ class _Reader:
         tag = path[-1]
         if path[1:2] == ["meta"]:
             self._end_meta(path, text)
-        elif (tag == "attribute" and self._shape is not None and len(path) == 4) or (tag == "attribute" and self._shape is not None and path[1] == "tag" and len(path) == 3):
+        elif (tag == "attribute" and self._shape is not None and len(path) == 4) or (
+            tag == "attribute" and self._shape is not None and path[1] == "tag" and len(path) == 3
+        ):
             self._shape.attributes[self._attribute] = text
         elif len(path) == 3 and self._image is not None and self._item is not None:
             self._use(self._end_in_image)
@@ -303,7 +305,7 @@ def _person_of(shape: _Shape, otherwise: str) -> str:
 
 
 def _whole(text: str | None) -> object:
-    return int(text) if text is not None and re.fullmatch(r"-?\d{1,12}", text.strip()) else text
+    return int(text) if text is not None and re.fullmatch(r"-?[0-9]{1,12}", text.strip()) else text
 
 
 def _runs(frames: list[tuple[int, str]], step: int) -> list[tuple[int, int, str]]:

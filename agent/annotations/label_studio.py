@@ -1,9 +1,9 @@
 """Label Studio's exports JSON and JSON-MIN: ranges of a video's timeline, and choices for a whole video.
 
-Tasks: https://labelstud.io/guide/task_format ; timeline: https://labelstud.io/tags/timelinelabels ; JSON-MIN:
-https://github.com/HumanSignal/label-studio-sdk/blob/master/src/label_studio_sdk/converter/converter.py
+Tasks: https://labelstud.io/guide/task_format ; timeline: https://labelstud.io/tags/timelinelabels ;
+JSON-MIN: https://github.com/HumanSignal/label-studio-sdk/blob/master/src/label_studio_sdk/converter/converter.py
 
-- ``ranges`` hold frames from 1, both ends among them: [start - 1, end) from 0, as Label Studio's own backend reads them:
+- ``ranges`` hold frames from 1, both ends among them: [start - 1, end) from 0, as its own backend reads them:
   https://github.com/HumanSignal/label-studio-ml-backend/blob/master/label_studio_ml/examples/yolo/utils/converter.py
 - Frames are counted at the project's ``frameRate``, 24 unless it is set (https://labelstud.io/tags/video): the export
   does not say it, except in a result's ``framesCount`` and ``duration``.

@@ -60,10 +60,12 @@ def _recognise(path: Path, name: str) -> Format:
         head = file.read(4096)
     if head.startswith(b"PK\3\4") or head.startswith(b"PK\5\6"):
         return "cvat"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) and b"<" not in head[:4]:
+        raise DataError(f"{name} is UTF-16 text, expected UTF-8", fix="save it as UTF-8", code="annotations_format")
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise DataError(f"{name} is empty", fix=_FIX, code="annotations_format")
-    if text[0] == "<" or head.startswith((b"\xff\xfe<", b"\xfe\xff\0<")):
+    if "<" in text[:2]:
         return "cvat"
     if text[0] in "{[":
         return "label-studio"

@@ -38,8 +38,8 @@ COLUMNS = {  # the names that each column is known by
     "group": ("group",),
 }
 FRAME_COLUMNS = ("start_frame", "end_frame", "first_frame", "last_frame", "frame_start", "frame_end")
-_CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)")
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _FIX = "start the table with the line video,label,start,end; times are seconds from the video's first frame"
 
 

@@ -9,6 +9,7 @@ from .doctor import doctor
 from .egress import egress
 from .extraction import extract, features, import_features
 from .labelling import label
+from .labels_files import export_labels, import_labels
 from .model import predict, train
 
 app = App(
@@ -26,6 +27,8 @@ app.command("egress")(egress)
 app.command("clips")(clips)
 app.command("extract")(extract)
 app.command("label")(label)
+app.command("import-labels")(import_labels)
+app.command("export-labels")(export_labels)
 app.command("features")(features)
 app.command("import-features")(import_features)
 app.command("train")(train)

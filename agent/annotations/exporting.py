@@ -1,0 +1,60 @@
+"""The labels of a folder as a file of another tool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...base.errors import DataError
+from ..extraction.labels_table import LabelRow
+from .activitynet import write_activitynet
+from .frame_spans import FrameTimer
+from .segments_table import write_segments
+
+ExportFormat = Literal["activitynet", "segments"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A written document."""
+
+    content: bytes
+    rows: int  # that it has
+    labels: dict[str, int]  # rows of each label
+    unlabelled: int  # rows without a label, which it leaves out
+    durations_unknown: tuple[str, ...] = ()  # videos that could not be opened, with the reason
+
+
+def export_labels(rows: Sequence[LabelRow], folder: Path, format: ExportFormat, timer: FrameTimer) -> Export:
+    """Return the labelled rows as a document; for ActivityNet's, the durations are read from the videos.
+
+    Raises DataError ``no_annotations`` when no row has a label.
+    """
+    labelled = [row for row in rows if row.label is not None]
+    if not labelled:
+        raise DataError(
+            "no clip of the folder has a label", fix="label some first: flamest-agent label", code="no_annotations"
+        )
+    unknown: tuple[str, ...] = ()
+    if format == "activitynet":
+        durations, unknown = _durations(labelled, folder, timer)
+        content = write_activitynet(labelled, durations)
+    else:
+        content = write_segments(labelled)
+    labels = Counter(row.label or "" for row in labelled)
+    return Export(content, len(labelled), dict(sorted(labels.items())), len(rows) - len(labelled), unknown)
+
+
+def _durations(rows: Sequence[LabelRow], folder: Path, timer: FrameTimer) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return seconds by path, and the videos that cannot be read."""
+    durations: dict[str, float] = {}
+    unknown = []
+    for path in dict.fromkeys(row.path for row in rows):
+        try:
+            durations[path] = timer.frame_times(folder / path).end_us / 1e6
+        except DataError as error:
+            unknown.append(f"{path}: {error.message}")
+    return durations, tuple(unknown)
