@@ -33,7 +33,7 @@ class Merged:
 
 @dataclass
 class ImportPlan:
-    """What an import would do."""
+    """Outcome of an import, before anything is written."""
 
     merged: list[Merged] = field(default_factory=list)
     matches: dict[tuple[str, str], NameMatch] = field(default_factory=dict)  # by annotation file and its video's name
@@ -83,7 +83,7 @@ class Importer:
             self._of_file[path].append(row)
 
     def plan(self, sources: Iterable[tuple[str, AnnotationFile]]) -> ImportPlan:
-        """Return what an import of the files would do; the names are of the files, for messages."""
+        """Return the outcome of importing the files; the names are of the files, for messages."""
         for name, source in sources:
             self._plan.notes.update({f"{name}: {note}": count for note, count in source.notes.items()})
             self._plan.problems += [_in_file(name, problem) for problem in source.problems]
@@ -146,7 +146,7 @@ class Importer:
                 self._of_file[path].append(merged.change.row)
 
     def _beside(self, where: str, row: LabelRow, found: LabelRow) -> Merged:
-        """Return what becomes of a clip that the table, or an annotation before it, has already."""
+        """Return the outcome of a clip that the table, or an annotation before it, has already."""
         before = self._imported.get((row.path, row.segment))
         there = f"{before[0]} has" if before else _line(found)
         if found.label not in (None, row.label):

@@ -26,7 +26,7 @@ _FIX = "give a file of one of these: " + ", ".join(FORMATS) + "; --format names 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """What a person says about files. ``format`` empty: recognised by the content."""
+    """Options that a person gives. ``format`` None: recognised by the content."""
 
     format: Format | None = None
     label_attribute: str = ""  # CVAT: the attribute whose value is the label

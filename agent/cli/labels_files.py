@@ -212,12 +212,12 @@ def _place(videos: Path | None, config: Path | None, folder: Path | None, *, say
     place = AGENT.place(config, folder)
     if videos is None:
         settings, paths = own_paths(place, videos=None, say_so=say_so)
-        return paths["videos"], getattr(settings, "rules", DEFAULT_RULES)
+        return paths["videos"], settings.rules
     if config is None and folder is None and not Path(SETTINGS_FILE).exists():
         return videos, DEFAULT_RULES
     from ..settings import load_agent_settings
 
-    return videos, getattr(load_agent_settings(place.path), "rules", DEFAULT_RULES)
+    return videos, load_agent_settings(place.path).rules
 
 
 def _read_files(files: Sequence[Path], options: Any) -> tuple[list[tuple[str, Any]], list[EntryProblem]]:

@@ -14,24 +14,26 @@ from flamest.base.errors import DataError
 
 META = (
     "<meta><task><id>5</id><name>ward</name><size>100</size><mode>interpolation</mode><overlap>5</overlap>"
-    "<bugtracker></bugtracker><start_frame>0</start_frame><stop_frame>99</stop_frame><frame_filter>{filter}</frame_filter>"
+    "<bugtracker></bugtracker><start_frame>0</start_frame><stop_frame>99</stop_frame>"
+    "<frame_filter>{filter}</frame_filter>"
     "<labels><label><name>walk</name><attributes><attribute><name>source</name></attribute></attributes></label></labels>"
     "<segments><segment><id>9</id><start>0</start><stop>99</stop></segment></segments>"
     "<original_size><width>64</width><height>48</height></original_size></task>"
     "<dumped>2024-01-01</dumped><source>{source}</source></meta>"
 )
-GOOD = '<track id="7" label="walk"><box frame="90" outside="0" keyframe="1"/><box frame="95" outside="1" keyframe="1"/></track>'
+GOOD = '<track id="7" label="walk"><box frame="90" outside="0"/><box frame="95" outside="1"/></track>'
 
 
 def document(*content, source="good.mp4", step="", meta=None):
     head = META.format(filter=step, source=source) if meta is None else meta
-    return f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>{head}{"".join(content)}</annotations>'
+    inner = f"<version>1.1</version>{head}{''.join(content)}"
+    return f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>{inner}</annotations>'
 
 
 def track(*shapes, label="fall", number=0, more=""):
     """A track of (frame, outside) pairs."""
     boxes = "".join(
-        f'<box frame="{frame}" xtl="1.00" ytl="2.00" xbr="3.00" ybr="4.00" outside="{outside}" occluded="0" keyframe="1">'
+        f'<box frame="{frame}" xtl="1.00" ytl="2.00" xbr="3.00" ybr="4.00" outside="{outside}" keyframe="1">'
         f"{more}</box>"
         for frame, outside in shapes
     )
@@ -102,7 +104,7 @@ def test_an_attribute_is_the_label_where_it_is_asked_for(tmp_path):
 
 def test_other_shapes_and_skeletons_are_tracks_too(tmp_path):
     skeleton = (
-        '<track id="1" label="sit"><skeleton frame="3" keyframe="1"><points label="1" outside="0" points="1,2"/></skeleton>'
+        '<track id="1" label="sit"><skeleton frame="3"><points label="1" outside="0" points="1,2"/></skeleton>'
         '<skeleton frame="4" outside="1"/></track>'
     )
     polygon = '<track id="0" label="fall"><polygon frame="1" outside="0" points="1,2;3,4"/></track>'
