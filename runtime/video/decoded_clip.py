@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..keyframes import uniform_indices
+from .decoder_messages import FramePart
 from .frame_buffer import FrameBuffer
-from .preprocessing import Rgb
+from .frame_parts import read_parts
+from .preprocessing import FrameInput, Frames, Rgb
 from .video_file import USUAL_RATE, FrameShape, VideoFile, decoded_frames, promised_frames
 
 if TYPE_CHECKING:
@@ -57,6 +59,10 @@ class DecodedClip:
             rgb = (self._shape or FrameShape.of(frame)).rgb(frame)
             for _ in range(int((wanted == index).sum())):
                 yield rgb
+
+    def candidate_frames(self, form: FrameInput) -> list[Frames]:
+        """The candidates in ``form``."""
+        return read_parts(self.rgb, [FramePart(tuple(range(len(self.candidates))), form)])[0]
 
     def release_frames(self) -> None:
         """Drop the kept frames; later requests decode the clip again."""

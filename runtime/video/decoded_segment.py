@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...base.errors import DataError
 from ..clip_records import Segment
 from ..keyframes import uniform_indices
 from .decoded_clip import Survey
+from .decoder_messages import FramePart, OpenClip
 from .frame_buffer import FrameBuffer
-from .open_video import OpenVideo
-from .preprocessing import Rgb
+from .frame_parts import read_parts
+from .frames_from_key import NotAsIndexed
+from .open_video import OpenVideo, Way
+from .preprocessing import FrameInput, FramePreparer, Frames, Rgb
 from .video_file import FrameShape
 
 if TYPE_CHECKING:
@@ -24,14 +28,18 @@ END_MARGIN_US = 1000  # a segment may end this much after the video without a wa
 class DecodedSegment:
     """A segment of an open video; decoded once, and a second time where frames were not kept."""
 
-    def __init__(self, video: OpenVideo, segment: Segment, *, candidates: int, held_bytes: int) -> None:
+    def __init__(self, video: OpenVideo, segment: Segment, request: OpenClip) -> None:
         self._video = video
         self._segment = segment
-        self._shape: FrameShape | None = None
+        self._form = request.form
+        self._way: Way
+        self._shape: FrameShape | None = None  # of the first frame; all frames are scaled to it
         self._held: dict[int, av.VideoFrame] = {}
-        self.decoded = 0
-        self.survey = self._survey(candidates, held_bytes)
-        self.candidates = uniform_indices(self.survey.frames, candidates)
+        self._small: dict[int, Frames] = {}  # likely candidates, prepared
+        self.decoded = 0  # frames, in all passes
+        likely = uniform_indices(video.expected(segment), request.candidates)
+        self.survey = self._decode(set(likely.tolist()), request.held_bytes)
+        self.candidates = uniform_indices(self.survey.frames, request.candidates)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,33 +59,72 @@ class DecodedSegment:
         """Drop the kept frames; later requests decode the segment again."""
         self._held = {}
 
-    def _survey(self, candidates: int, held_bytes: int) -> Survey:
-        likely = uniform_indices(self._video.expected(self._segment), candidates)
-        buffer = FrameBuffer(held_bytes, likely=set(likely.tolist()))
-        times: list[float] = []
-        before = self._video.decoded
-        for picture in self._video.pictures(self._segment):
-            self._shape = self._shape or FrameShape.of(picture.frame)
-            buffer.offer(len(times), picture.frame)
-            times.append(picture.t_s)
-        self.decoded += self._video.decoded - before
-        if not times:
-            raise self._video.nothing_error(self._segment)
-        self._held = buffer.frames
-        warnings = []
-        if self._segment.end_us > self._video.end_us + END_MARGIN_US and self._video.end_us > times[-1] * 1e6:
-            warnings.append(
-                f"the segment ends at {self._segment.end_s:g} s, the video at {self._video.end_us / 1e6:g} s: cut there"
+    def candidate_frames(self, form: FrameInput) -> list[Frames]:
+        """The candidates in ``form``, as they were prepared while the segment was decoded."""
+        if self._form == form and all(number in self._small for number in self.candidates.tolist()):
+            return [self._small[number] for number in self.candidates.tolist()]
+        return read_parts(self.rgb, [FramePart(tuple(range(len(self.candidates))), form)])[0]
+
+    def _decode(self, likely: set[int], held_bytes: int) -> Survey:
+        """Take the first way that gives what the index promises."""
+        for way in self._video.ways(self._segment):
+            damaged = self._video.damaged
+            try:
+                times = self._collect(way, likely, held_bytes)
+            except NotAsIndexed:
+                continue
+            self._way = way
+            break
+        self.decoded = self._video.newly_decoded()
+        lost = self._video.damaged - damaged
+        if not times and lost:
+            raise DataError(
+                f"cannot be decoded: damaged frames or packets: {lost}",
+                fix="copy the video again from its source, or remove this row from labels.csv",
+                code="video_damaged",
             )
+        if not times:
+            raise self._video.nothing_shown_error(self._segment)
         t_s = np.array(times, np.float64)
-        return Survey(len(times), t_s - t_s[0], tuple(warnings))
+        return Survey(len(times), t_s - t_s[0], self._warnings(lost))
+
+    def _collect(self, way: Way, likely: set[int], held_bytes: int) -> list[float]:
+        """Decode the segment, and keep what fits: its times in seconds."""
+        buffer = FrameBuffer(held_bytes, likely=likely)
+        preparer = FramePreparer(self._form)
+        self._small, self._shape, times = {}, None, list[float]()
+        for picture in way():
+            number = len(times)
+            self._shape = self._shape or FrameShape.of(picture.frame)
+            if number in likely:
+                self._small[number] = preparer.prepare(self._shape.rgb(picture.frame))
+            buffer.offer(number, picture.frame)
+            times.append(picture.t_s)
+        self._held = buffer.frames
+        return times
+
+    def _warnings(self, damaged: int) -> tuple[str, ...]:
+        warnings, end_us = [], self._video.end_us
+        if end_us is not None and self._segment.end_us > end_us + END_MARGIN_US:
+            warnings.append(f"ends at {self._segment.end_s:g} s, the video at {end_us / 1e6:g} s: cut there")
+        if damaged:
+            warnings.append(f"damaged frames or packets: {damaged}")
+        return tuple(warnings)
 
     def _frames_at(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         if wanted <= self._held.keys():
             yield from ((index, self._held[index]) for index in sorted(wanted))
             return
-        for index, picture in enumerate(self._video.pictures(self._segment)):
-            if index in wanted:
-                yield index, picture.frame
-            if index >= max(wanted):
-                return
+        try:
+            for index, picture in enumerate(self._way()):
+                if index in wanted:
+                    yield index, picture.frame
+                if index >= max(wanted):
+                    break
+        except NotAsIndexed:
+            raise DataError(
+                "gave other frames when it was read again",
+                fix="run the command again when nothing writes to the file",
+                code="video_damaged",
+            ) from None
+        self.decoded += self._video.newly_decoded()

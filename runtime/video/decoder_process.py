@@ -26,7 +26,6 @@ from .decoder_messages import (
     DECODER_BROKEN,
     Answer,
     DecodeRefused,
-    FramePart,
     FramesListed,
     FramesRead,
     ListFrames,
@@ -123,6 +122,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._fd: int | None = None
+        self._content: tuple[int, ...] = ()
         self._video: OpenVideo | None = None  # of the file whose segments or frame times were asked for last
         self._clip: DecodedClip | DecodedSegment | None = None
 
@@ -138,10 +138,7 @@ class Decoder:
         if request.segment is None:
             return self._candidates(self._whole(attached, request), request)
         video = self._opened_video(attached, request.largest_frame)
-        clip = DecodedSegment(
-            video, Segment(*request.segment), candidates=request.candidates, held_bytes=request.held_bytes
-        )
-        return self._candidates(clip, request)
+        return self._candidates(DecodedSegment(video, Segment(*request.segment), request), request)
 
     def release_frames(self) -> None:
         if self._clip is not None:
@@ -155,7 +152,7 @@ class Decoder:
 
     def _opened_video(self, fd: int, largest_frame: int) -> OpenVideo:
         """The video in ``fd``; the one that is open where it is the same file, unchanged."""
-        if self._video is not None and self._fd is not None and _same_file(self._fd, fd):
+        if self._video is not None and self._content == _content(fd):
             os.close(fd)
             return self._video
         self._take(fd)
@@ -168,12 +165,11 @@ class Decoder:
             self._video.close()
         if self._fd is not None:
             os.close(self._fd)
-        self._video, self._fd = None, fd
+        self._video, self._fd, self._content = None, fd, _content(fd)
 
     def _candidates(self, clip: DecodedClip | DecodedSegment, request: OpenClip) -> tuple[memoryview, Opened]:
         self._clip = clip
-        everything = FramePart(tuple(range(len(clip.candidates))), request.form)
-        frames, _ = read_parts(clip.rgb, [everything])
+        frames = clip.candidate_frames(request.form)
         survey = clip.survey
         times = tuple(survey.t_s[clip.candidates].tolist())
         answer = Opened(times, survey.frames, survey.warnings, peak_resident_kb(), clip.decoded)
@@ -187,10 +183,10 @@ class Decoder:
         return _joined(frames), FramesRead(height, width, prepare_ms, peak_resident_kb())
 
 
-def _same_file(one: int, other: int) -> bool:
-    """True where both descriptors are of one file, and it was not written to in between."""
-    first, second = os.fstat(one), os.fstat(other)
-    return all(getattr(first, name) == getattr(second, name) for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns"))
+def _content(fd: int) -> tuple[int, int, int, int]:
+    """What tells one file from another, and from itself before it was written to."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _listed(video: OpenVideo) -> tuple[memoryview, FramesListed]:

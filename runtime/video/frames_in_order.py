@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...base.errors import DataError
-from .video_file import USUAL_RATE, VideoFile, decoded_frames
+from .video_file import USUAL_RATE, VideoFile, decoded_frames, ticks_us
 
 if TYPE_CHECKING:
     import av
@@ -23,14 +23,16 @@ class FramesInOrder:
     """Decodes a video from its beginning, frame by frame; goes on where the last segment ended."""
 
     def __init__(self, file: VideoFile) -> None:
-        self._file = file
         self._container, self._stream = file.open()
         self._frames = decoded_frames(self._container, self._stream)
         self._rate = float(self._stream.average_rate or USUAL_RATE)
         self._given_back: Picture | None = None
-        self._first: float | None = None
-        self._latest = (0, 0.0)
-        self._number = 0
+        self._base = self._stream.time_base or Fraction(0)
+        self._usual_us = self._length_us = round(1e6 / self._rate)
+        self._first = 0  # presentation time of the first frame
+        self._latest = (0, 0.0)  # microseconds and seconds
+        self._number = 0  # frames so far
+        self.ended = False
         self.position_us = -1  # time of the last frame that was taken
         self.decoded = 0
         self.damaged = 0
@@ -38,7 +40,7 @@ class FramesInOrder:
     @property
     def end_us(self) -> int:
         """Where the last frame so far ends."""
-        return self._latest[0] + round(1e6 / self._rate)
+        return self._latest[0] + self._length_us
 
     def next(self) -> Picture | None:
         """The next frame; None after the last."""
@@ -55,9 +57,6 @@ class FramesInOrder:
     def close(self) -> None:
         self._container.close()
 
-    def nothing_decoded_error(self) -> DataError:
-        return self._file.nothing_decoded_error(self._stream)
-
     def _decode(self) -> Picture | None:
         for frame in self._frames:
             if frame is None:
@@ -65,10 +64,19 @@ class FramesInOrder:
                 continue
             self.decoded += 1
             self.damaged += bool(frame.is_corrupt)
-            if self._first is None:
-                self._first = frame.time or 0.0
-            seconds = self._number / self._rate if frame.time is None else frame.time - self._first
+            self._latest = max(self._latest, self._time_of(frame))  # as ``DecodedClip`` has it: not decreasing
+            self._length_us = self._usual_us
+            if frame.duration and self._base:
+                self._length_us = ticks_us(frame.duration, self._base)
             self._number += 1
-            self._latest = max(self._latest, (round(seconds * 1e6), seconds))
             return Picture(*self._latest, frame)
+        self.ended = True
         return None
+
+    def _time_of(self, frame: av.VideoFrame) -> tuple[int, float]:
+        """Microseconds and seconds from the first frame; by the usual rate where the frame has no time."""
+        if self._number == 0:
+            self._first = frame.pts or 0
+        if frame.pts is None or not self._base:
+            return round(self._number * 1e6 / self._rate), self._number / self._rate
+        return ticks_us(frame.pts - self._first, self._base), float((frame.pts - self._first) * self._base)

@@ -1,15 +1,25 @@
-"""The video whose segments are asked for, with the index of its packets. Runs in the decoder process only."""
+"""The video whose segments are asked for: its index, and the ways to a segment's frames. In the decoder process only.
+
+What defines a segment is the whole file decoded from its beginning (frames_in_order.py). Decoding from a key frame
+(frames_from_key.py) is used where it shows that it gives the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from ...base.errors import DataError
 from ..clip_records import FrameTimes, Segment
+from .frames_from_key import FramesFromKey, NotAsIndexed
 from .frames_in_order import FramesInOrder, Picture
+from .packet_index import PacketIndex, Ticks
 from .video_file import VideoFile
+
+MOST_FAILURES = 4  # of decoding from a key frame, in one file; after that it is decoded from its beginning
+CORRECT_THE_ROW = "correct start_s and end_s of this row in labels.csv"
+
+Way = Callable[[], Iterator[Picture]]  # the segment's frames in the order in which they are shown
 
 
 class OpenVideo:
@@ -17,27 +27,98 @@ class OpenVideo:
 
     def __init__(self, fd: int, largest_frame: int) -> None:
         self._file = VideoFile(fd, largest_frame)
+        container, stream = self._file.open()
+        with container:
+            self._index = PacketIndex(container, stream)
+        self._failures = 0
         self._in_order: FramesInOrder | None = None
+        self._from_key: FramesFromKey | None = None
+        self._closed = (0, 0)  # frames decoded, and damaged, by decoders that are closed
+        self._counted = 0
+        if self._index.usable:
+            self._from_key = FramesFromKey(self._file, self._index)
+            self._set_first(self._from_key)
+
+    def newly_decoded(self) -> int:
+        """Frames that were decoded since the last call; the first counts those that opening took."""
+        decoded = self._closed[0] + sum(each.decoded for each in self._decoders)
+        new, self._counted = decoded - self._counted, decoded
+        return new
+
+    @property
+    def damaged(self) -> int:
+        """Frames and packets that could not be decoded, or not in full, so far."""
+        return self._closed[1] + sum(each.damaged for each in self._decoders)
+
+    @property
+    def end_us(self) -> int | None:
+        """Where the last frame ends; None where that is not known yet."""
+        if self._index.usable:
+            return self._index.end_us
+        return self._in_order.end_us if self._in_order is not None and self._in_order.ended else None
 
     def frame_times(self) -> FrameTimes:
-        times = []
-        frames = FramesInOrder(self._file)
-        while (picture := frames.next()) is not None:
-            times.append(picture.t_us)
-        frames.close()
-        if not times:
-            raise frames.nothing_decoded_error()
-        return FrameTimes(np.array(times, np.int64), np.zeros(1, np.int64), frames.end_us)
+        return self._index.frame_times()
 
     def expected(self, segment: Segment) -> int:
-        """Number of frames that the segment holds, as far as the index tells."""
-        return 0
+        """Number of the segment's frames, as far as the index tells."""
+        if self._index.usable:
+            return len(self._index.shown_in(segment))
+        return round(min(segment.end_s - segment.start_s, len(self._index) / self._index.rate) * self._index.rate)
 
-    def pictures(self, segment: Segment) -> Iterator[Picture]:
-        """The segment's frames in the order in which they are shown."""
+    def ways(self, segment: Segment) -> list[Way]:
+        """Ways to the segment's frames, the shortest first. All but the last may raise NotAsIndexed at any frame."""
+        ways: list[Way] = []
+        if self._index.usable:
+            wanted = self._index.shown_in(segment)
+            if not len(wanted):
+                raise self.nothing_shown_error(segment)
+            if self._from_key is not None and self._failures < MOST_FAILURES:
+                keys = self._index.keys_before(wanted)
+                ways += [partial(self._decoded_from, self._from_key, key, wanted) for key in keys]
+        return [*ways, partial(self._decoded_in_order, segment)]
+
+    def nothing_shown_error(self, segment: Segment) -> DataError:
+        """The error for a segment without a frame, once ``ways`` have been tried."""
+        if self.end_us is not None and segment.start_us >= self.end_us:
+            return DataError(
+                f"begins at {segment.start_s:g} s, but the video ends at {self.end_us / 1e6:g} s",
+                fix=CORRECT_THE_ROW,
+                code="segment_outside",
+            )
+        return DataError("holds no frame of the video", fix=CORRECT_THE_ROW, code="segment_empty")
+
+    def close(self) -> None:
+        for each in self._decoders:
+            self._closed = (self._closed[0] + each.decoded, self._closed[1] + each.damaged)
+            each.close()
+        self._in_order = self._from_key = None
+
+    @property
+    def _decoders(self) -> list[FramesInOrder | FramesFromKey]:
+        return [each for each in (self._in_order, self._from_key) if each is not None]
+
+    def _set_first(self, decoder: FramesFromKey) -> None:
+        try:
+            self._index.set_first(decoder.first_pts())
+        except NotAsIndexed:
+            self._index.usable = False
+
+    def _decoded_from(self, decoder: FramesFromKey, key: int, wanted: Ticks) -> Iterator[Picture]:
+        try:
+            for frame in decoder.frames(key, wanted):
+                seconds = self._index.seconds(frame.pts or 0)
+                yield Picture(round(seconds * 1e6), seconds, frame)
+        except NotAsIndexed:
+            self._failures += 1
+            raise
+
+    def _decoded_in_order(self, segment: Segment) -> Iterator[Picture]:
         frames = self._in_order
         if frames is None or frames.position_us >= segment.start_us:
-            self.close()
+            if frames is not None:
+                self._closed = (self._closed[0] + frames.decoded, self._closed[1] + frames.damaged)
+                frames.close()
             frames = self._in_order = FramesInOrder(self._file)
         while (picture := frames.next()) is not None:
             if picture.t_us >= segment.end_us:
@@ -45,29 +126,3 @@ class OpenVideo:
                 return
             if picture.t_us >= segment.start_us:
                 yield picture
-
-    @property
-    def decoded(self) -> int:
-        return self._in_order.decoded if self._in_order else 0
-
-    @property
-    def end_us(self) -> int:
-        return self._in_order.end_us if self._in_order else 0
-
-    def nothing_error(self, segment: Segment) -> DataError:
-        if segment.start_us >= self.end_us:
-            return DataError(
-                f"begins at {segment.start_s:g} s, and the video ends at {self.end_us / 1e6:g} s",
-                fix="correct start_s and end_s of this row in labels.csv",
-                code="segment_outside",
-            )
-        return DataError(
-            "holds no frame: it lies between two of them",
-            fix="correct start_s and end_s of this row in labels.csv",
-            code="segment_empty",
-        )
-
-    def close(self) -> None:
-        if self._in_order is not None:
-            self._in_order.close()
-            self._in_order = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -161,6 +162,32 @@ def decoded_frames(
         if packet is None:
             yield None
             return
+
+
+def demuxed(
+    container: av.container.InputContainer, stream: av.video.VideoStream
+) -> Iterator[av.Packet[av.video.VideoStream]]:
+    """The stream's packets, as far as the container can be read."""
+    import av.error
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError:
+            return  # the container is damaged from here on
+        if not packet.size and packet.pts is None and packet.dts is None:
+            return  # the one that flushes a decoder
+        yield packet
+
+
+def ticks_us(ticks: int, base: Fraction) -> int:
+    """Ticks of a time base (seconds) in microseconds, rounded, halves up."""
+    return (ticks * 2_000_000 * base.numerator + base.denominator) // (2 * base.denominator)
 
 
 def promised_frames(container: av.container.InputContainer, stream: av.video.VideoStream) -> int:
