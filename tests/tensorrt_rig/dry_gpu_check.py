@@ -17,7 +17,8 @@ from pathlib import Path
 from rig import Rig
 
 VERSION = "11.4"
-TINY = ("--weights", "random:tiny", "--repeats", "3", "--clips", "2", "--batch", "1", "--batch", "3")
+TINY = ("--weights", "random:tiny", "--repeats", "3", "--clips", "2")
+BATCHES = ("--batch", "1", "--batch", "3")
 
 
 def command(folder: Path, *options: str) -> list[str]:
@@ -39,7 +40,8 @@ def main(words: Sequence[str]) -> int:
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     options = words[1:] or ("--precision", "fp32", "--precision", "bf16", "--precision", "fp16")
-    return subprocess.run(command(folder, *options), env=environment(folder), check=False).returncode
+    batches = () if "--batch" in options else BATCHES
+    return subprocess.run(command(folder, *batches, *options), env=environment(folder), check=False).returncode
 
 
 if __name__ == "__main__":

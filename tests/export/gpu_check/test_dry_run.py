@@ -14,9 +14,10 @@ from flamest.export.gpu_check.evidence import UNREADABLE
 RIG = Path(__file__).parents[2] / "tensorrt_rig"
 # What takes seconds. The others load PyTorch, or build engines for large batches: they are in the whole dry run.
 QUICK = (
-    "doctor", "one layer", "fp32: engines", "fp32: inspect", "fp32: check", "sweep: tensorrt", "prepared: tensorrt",
+    "doctor", "one layer", "default: engines", "default: inspect", "default: check", "sweep: tensorrt",
+    "prepared: tensorrt",
 )  # fmt: skip
-READY = ("--precision", "fp32", "--bundle", "fp32=miniworld", "--bundle", "default=miniworld")
+READY = ("--precision", "fp32", "--bundle", "default=miniworld", "--batch", "2")
 
 
 def dry_module():
@@ -85,7 +86,7 @@ def test_a_dry_report_cannot_be_taken_for_a_real_one(dry):
 
 
 def test_a_wrong_engine_is_refuted_and_the_report_not_ok(one_rig, tmp_path):
-    words = (*READY, *steps_of(["fp32: engines"]), "--json")
+    words = (*READY, *steps_of(["default: engines"]), "--json")
     done, report, page = run_dry(tmp_path, *words, extra={"FLAMEST_SCRIPT": "stale"})
     claim = next(row for row in report["claims"] if row["claim"] == "engines_right")
     assert (claim["verdict"], claim["required"]) == ("refuted", True), claim["why"]
@@ -98,6 +99,6 @@ def test_a_wrong_engine_is_refuted_and_the_report_not_ok(one_rig, tmp_path):
 
 @pytest.mark.soak
 def test_the_whole_dry_run_succeeds(one_rig, tmp_path):
-    done, report, _ = run_dry(tmp_path, "--precision", "bf16", "--precision", "fp16")
+    done, report, _ = run_dry(tmp_path, *dry_module().BATCHES, "--precision", "bf16", "--precision", "fp16")
     failed = {step["name"]: step["problem"] for step in report["steps"] if step["exit_code"] != 0}
     assert (failed, done.returncode, report["ok"]) == ({}, 0, True)
