@@ -59,7 +59,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Hundreds of processes: where bytecode is written, each starts in two thirds of the time.
 test: setup rig protoc $(FLOWER)  ## run the test suite without the soak tests
-	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not soak" --numprocesses=2 --dist=loadfile --durations=15
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not soak" --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+		--durations=15
 
 $(FLOWER): pyproject.toml constraints-flower.txt
 	@test -x $(@D)/bin/python || python3 -m venv $(@D)
