@@ -31,14 +31,16 @@ def kind_in_words(annotation: Any) -> str:
         return " or ".join(kind_in_words(argument) for argument in arguments if argument is not type(None))
     if origin in {tuple, list}:
         return f"list of {kind_in_words(arguments[0])}{'s' * (arguments[0] in {int, float, Path})}"
+    if origin is dict:
+        return f"table of {kind_in_words(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return "one of " + ", ".join(f"`{one.value}`" for one in annotation)
     return _KINDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def default_in_words(value: Any) -> str:
-    """Return a default as TOML has it; empty for None."""
-    if value is None:
+    """Return a default as TOML has it; empty for None, and for one that is made."""
+    if value is None or value is msgspec.NODEFAULT:
         return ""
     if isinstance(value, enum.Enum):
         value = value.value

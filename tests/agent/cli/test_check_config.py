@@ -137,7 +137,10 @@ def test_check_config_names_labels_that_the_run_does_not_know(make_federation):
     federation.start()
     code, answer = checked(settings_of(federation, "a", federation.address, labels=("run", "Walk")))
     assert (code, answer["dial"]) == (0, "reached")
-    assert answer["notes"] == ["labels that are no class of the run, whose clips are not used: Walk"]
+    assert answer["notes"] == [
+        "labels that are no class of the run, whose clips are not used: Walk",
+        '\'Walk\' may be the run\'s walk: if so, under [labels.alias] in agent.toml: "Walk" = "walk"',
+    ]
     code, answer = checked(settings_of(federation, "b", federation.address, labels=("Run", "Walk")))
     assert (code, answer["ok"]) == (65, False)
     assert "none of this silo's labels is a class of the run: Run, Walk" in answer["error"]["message"]
