@@ -55,8 +55,10 @@ from .decoder_messages import (
     FramesListed,
     FramesRead,
     ListFrames,
+    MakePiece,
     OpenClip,
     Opened,
+    PieceMade,
     ReadFrames,
     Ready,
     Request,
@@ -71,7 +73,10 @@ RESTART_CODES = frozenset({"video_too_large"})  # memory may be exhausted: the n
 OPENING_CODES = {"not_a_file": "video_not_a_file"}  # of base/files.py, for a clip
 CRASH_CODES = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
-A = TypeVar("A", Opened, FramesRead, FramesListed)
+LONGEST_PIECE_S = 120.0  # of a proxy video, in one request
+LARGEST_PIECE = 64 << 20  # bytes
+
+A = TypeVar("A", Opened, FramesRead, FramesListed, PieceMade)
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,20 @@ class VideoDecoder:
         frames = (answer.frames,)
         t_us, keys = self._arrays(payload, [(np.dtype(np.int64), frames), (np.dtype(np.uint8), frames)])
         return FrameTimes(t_us, np.flatnonzero(keys), answer.end_us, answer.exact)
+
+    def proxy(self, path: Path, *, start_s: float, seconds: float) -> bytes:
+        """The piece of a video from ``start_s`` on, at most ``seconds`` long, as a WebM file that browsers play.
+
+        Without sound, VP8, at most 640 pixels wide and high; presentation times count from the video's first frame.
+        Raises DataError as ``candidates``: ``segment_outside`` after the video's end.
+        """
+        piece = Segment.of_seconds(max(0.0, start_s), max(0.0, start_s) + min(max(seconds, 0.001), LONGEST_PIECE_S))
+        request = MakePiece(piece.start_us, piece.end_us, self._limits.largest_frame, self._cpu_s)
+        self._opened += 1
+        self._name = f"{printable_path(path)}#{piece}"
+        with _opened_clip(path, self._limits.inside) as fd:
+            _, payload = self._ask(request, PieceMade, LARGEST_PIECE, fd)
+        return bytes(payload)
 
     def keyframes(self, candidates: Candidates, chosen: Indices) -> Keyframes:
         """Return the chosen candidates (row numbers, not decreasing) at full size.

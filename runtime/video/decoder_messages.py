@@ -47,6 +47,15 @@ class ListFrames(Message, frozen=True):
     cpu_s: int
 
 
+class MakePiece(Message, frozen=True):
+    """Encode a piece of the attached video for a browser; answer with ``PieceMade``."""
+
+    start_us: int  # from the first frame
+    end_us: int
+    largest_frame: int
+    cpu_s: int
+
+
 class Ready(Message, frozen=True):
     """Sent once, before the first request is read: PyAV is loaded and the limits are set."""
 
@@ -79,6 +88,12 @@ class FramesListed(Message, frozen=True):
     peak_kb: int
 
 
+class PieceMade(Message, frozen=True):
+    """Payload: a WebM file."""
+
+    peak_kb: int
+
+
 class DecodeRefused(Message, frozen=True):
     """The clip cannot be used."""
 
@@ -87,5 +102,5 @@ class DecodeRefused(Message, frozen=True):
     fix: str = ""  # empty: the usual one
 
 
-Request = OpenClip | ReadFrames | ListFrames
-Answer = Opened | FramesRead | FramesListed | DecodeRefused
+Request = OpenClip | ReadFrames | ListFrames | MakePiece
+Answer = Opened | FramesRead | FramesListed | PieceMade | DecodeRefused

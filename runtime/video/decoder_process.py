@@ -29,8 +29,10 @@ from .decoder_messages import (
     FramesListed,
     FramesRead,
     ListFrames,
+    MakePiece,
     OpenClip,
     Opened,
+    PieceMade,
     ReadFrames,
     Ready,
     Request,
@@ -38,6 +40,7 @@ from .decoder_messages import (
 from .frame_parts import read_parts
 from .open_video import OpenVideo
 from .preprocessing import Frames
+from .proxy import encode_piece
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
 OPEN_FILES = 32
@@ -135,6 +138,10 @@ class Decoder:
             raise ValueError("a request to open a clip has no file")
         if isinstance(request, ListFrames):
             return _listed(self._opened_video(attached, request.largest_frame))
+        if isinstance(request, MakePiece):
+            video = self._opened_video(attached, request.largest_frame)
+            piece = encode_piece(video, Segment(request.start_us, request.end_us))
+            return memoryview(piece), PieceMade(peak_resident_kb())
         if request.segment is None:
             return self._candidates(self._whole(attached, request), request)
         video = self._opened_video(attached, request.largest_frame)

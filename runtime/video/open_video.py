@@ -46,6 +46,11 @@ class OpenVideo:
         return new
 
     @property
+    def rate(self) -> float:
+        """Frames per second, as the container states them."""
+        return self._index.rate
+
+    @property
     def damaged(self) -> int:
         """Frames and packets that could not be decoded, or not in full, so far."""
         return self._closed[1] + sum(each.damaged for each in self._decoders)
@@ -107,8 +112,7 @@ class OpenVideo:
     def _decoded_from(self, decoder: FramesFromKey, key: int, wanted: Ticks) -> Iterator[Picture]:
         try:
             for frame in decoder.frames(key, wanted):
-                seconds = self._index.seconds(frame.pts or 0)
-                yield Picture(round(seconds * 1e6), seconds, frame)
+                yield Picture(*self._index.shown_at(frame.pts or 0), frame)
         except NotAsIndexed:
             self._failures += 1
             raise

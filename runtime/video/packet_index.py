@@ -55,6 +55,7 @@ class PacketIndex:
         self._keys = np.flatnonzero(self.is_key)
         self._order = np.argsort(self.pts, kind="stable")
         self._t_us: Ticks | None = None
+        self._first = 0  # presentation time of the first frame
         self.usable = not unknown and not empty and self.base > 0 and self._is_regular()
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class PacketIndex:
         if pts is None or pts not in self.pts or ticks_us(largest, self.base) * self.base.denominator * 4 >= 1 << 62:
             self.usable = False
             return
-        base = self.base
+        base, self._first = self.base, pts
         twice = (self.pts - pts) * (2_000_000 * base.numerator) + base.denominator
         self._t_us = twice // (2 * base.denominator)  # as ``ticks_us``
 
@@ -77,8 +78,9 @@ class PacketIndex:
         inside = (self._t_us >= segment.start_us) & (self._t_us < segment.end_us) & self.is_shown
         return np.sort(self.pts[inside])
 
-    def seconds(self, pts: int) -> float:
-        return float(pts * self.base)
+    def shown_at(self, pts: int) -> tuple[int, float]:
+        """When a frame is shown: microseconds from the first frame, and the same in seconds, not rounded."""
+        return ticks_us(pts - self._first, self.base), float((pts - self._first) * self.base)
 
     def keys_before(self, wanted: Ticks) -> list[int]:
         """The last two key packets from which these frames can be decoded, the nearest first."""
