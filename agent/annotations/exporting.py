@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...base.errors import DataError
+from ...base.errors import DataError, StorageError
 from ..extraction.labels_table import LabelRow
 from .activitynet import write_activitynet
 from .frame_spans import FrameTimer
@@ -55,6 +55,6 @@ def _durations(rows: Sequence[LabelRow], folder: Path, timer: FrameTimer) -> tup
     for path in dict.fromkeys(row.path for row in rows):
         try:
             durations[path] = timer.frame_times(folder / path).end_us / 1e6
-        except DataError as error:
+        except (DataError, StorageError) as error:
             unknown.append(f"{path}: {error.message}")
     return durations, tuple(unknown)

@@ -20,6 +20,10 @@ from .video_names import NameMatch, VideoNames
 
 STATES = ("new", "changed", "equal", "conflicting")
 MAX_LINES = 10_000  # overlaps that are listed
+FOLDERS_NOTE = (
+    "folders give labels here; where they are no classes, first make a labels.csv of the line path,label alone, and "
+    "import again"
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Importer:
                 if path:
                     self._merge(name, annotation, path)
         self._find_overlaps()
+        self._plan.notes.update(self._spans.notes)
         return self._plan
 
     def _match_names(self, name: str, annotations: list[Annotation]) -> None:
@@ -127,12 +132,10 @@ class Importer:
     def _merge(self, name: str, annotation: Annotation, path: str) -> None:
         where = f"{name}, {annotation.where}"
         try:
-            segment, note = self._spans.segment(annotation, self._folder / path)
+            segment = self._spans.segment(annotation, self._folder / path)
         except Unusable as problem:
             self._plan.problems.append(EntryProblem(where, problem.code, problem.reason))
             return
-        if note:
-            self._plan.notes[f"{path}: {note}"] += 1
         group = annotation.group or self._group(annotation, path)
         row = LabelRow(0, path, annotation.label, segment, group, annotation.person, annotation.camera)
         found = self._rows.get((path, segment))
@@ -152,6 +155,8 @@ class Importer:
         if found.label not in (None, row.label):
             reason = f"{_shown(row)} is {row.label} here, and {there} {found.label}: {found.label} is kept"
             self._plan.problems.append(EntryProblem(where, "conflict", reason))
+            if not before:
+                self._note_folders(found)
             return Merged("conflicting", row)
         filled = replace(
             found,
@@ -177,6 +182,10 @@ class Importer:
             rows[:] = [filled if each is first.change.row else each for each in rows]
         self._rows[row.path, row.segment] = filled
         return Merged("equal", row)
+
+    def _note_folders(self, row: LabelRow) -> None:
+        if not row.line and row.label:
+            self._plan.notes[FOLDERS_NOTE] = 1
 
     def _group(self, annotation: Annotation, path: str) -> str:
         """Return the group that a row needs to be held out with the other rows of its video; empty where it needs none.
@@ -214,6 +223,7 @@ class Importer:
             if other.line or other.label:
                 note = f"{row.path}: the whole file stays a clip too, next to its parts: {_line(other)} {label}"
                 self._plan.notes[note] += 1
+                self._note_folders(other)
             return
         if other.label == row.label:
             reason = f"shares time with {_shown(other)} of the same label: both are kept"

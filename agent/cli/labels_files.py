@@ -111,7 +111,10 @@ def import_labels(
     labels = LabelsFile.open(videos, rules=rules)
     was_there = bool(labels.revision)
     with _timer(videos) as timer:
-        plan = Importer(labels, SpanReader(timer, fps), rules).plan(sources)
+        spans = SpanReader(timer, fps)
+        plan = Importer(labels, spans, rules).plan(sources)
+    if fps is not None and not spans.used_fps:
+        plan.notes["--fps is not used: no frames had to be read at a rate"] += 1
     plan.problems[:0] = unread
     unlisted: tuple[str, ...] = ()
     written = False
