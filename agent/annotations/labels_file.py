@@ -258,7 +258,10 @@ class LabelsFile:
 
 
 def _paths_with_segments(changes: tuple[Change, ...]) -> set[str]:
-    return {clean_path(each.row.path) for each in changes if isinstance(each, PutRow) and each.row.segment is not None}
+    """Return the files that get segments, but those whose row a change replaces itself."""
+    puts = [change for change in changes if isinstance(change, PutRow)]
+    replaced = {clean_path(change.replaces[0]) for change in puts if change.replaces is not None}
+    return {clean_path(change.row.path) for change in puts if change.row.segment is not None} - replaced
 
 
 def _change(

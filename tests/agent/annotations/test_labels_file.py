@@ -105,6 +105,13 @@ def test_a_file_that_gets_segments_first_is_not_listed_whole(folder: Path) -> No
     ]
 
 
+def test_the_first_change_can_turn_a_whole_file_into_a_segment(folder: Path) -> None:
+    file = LabelsFile.open(folder)
+    done = file.apply([PutRow(row("long.mp4", "fall", seconds(1, 2)), ("long.mp4", None), row("long.mp4", None))])
+    assert done.conflicts == ()
+    assert [found.segment for found in file.rows if found.path == "long.mp4"] == [seconds(1, 2)]
+
+
 def test_a_name_that_no_table_can_have_is_reported_not_listed(folder: Path) -> None:
     (folder / "walk" / " blank.mp4").write_bytes(b"video")
     (folder / b"walk/\xff.mp4".decode(errors="surrogateescape")).write_bytes(b"video")
