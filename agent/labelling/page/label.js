@@ -30,7 +30,8 @@ class Page {
     this.editor = new Editor(this.store, this.player, say);
     this.videos = new Videos(byId("videos"), {filter: byId("filter"), search: byId("search"), count: byId("count")},
       this.store, this.editor);
-    this.timeline = new Timeline(byId("timeline"), this.editor, this.player, hueOf);
+    this.timeline = new Timeline(byId("timeline"), this.editor, this.player,
+      label => hueOf(label, this.store.order));
     this.times = new Times({start: byId("start"), end: byId("end")}, this.editor);
     this.classes = new Classes(byId("classes"), this.store, this.editor, {onSame: label => askSame(label, this.store)});
     this.field = new ClassField(byId("class-field"), byId("found"), this.store, {

@@ -1,15 +1,14 @@
 // The classes: chosen by number, by mouse, or by typing with completion; progress by class; the model's suggestion.
 
-import {make, plural, roving, setAttribute, setText} from "./dom.js";
+import {byId, make, plural, roving, setAttribute, setText} from "./dom.js";
 
 const NUMBERED = 9;
 const MOST_FOUND = 8;
 
-// A colour of a class, by its name: the same on every day and in every window.
-export function hueOf(label) {
-  let hash = 2166136261;
-  for (const letter of label ?? "") hash = Math.imul(hash ^ letter.codePointAt(0), 16777619);
-  return (hash >>> 0) % 360;
+// A colour for each class, far from those of the classes next to it; grey for no label.
+export function hueOf(label, order) {
+  const place = order.indexOf(label);
+  return place < 0 ? 0 : Math.round(175 + place * 137.5) % 360;
 }
 
 export class Classes {
@@ -53,7 +52,7 @@ export class Classes {
     const [digit, name, count, meter] = button.children;
     button.dataset.label = label;
     button.tabIndex = reachable ? 0 : -1;
-    button.style.setProperty("--hue", hueOf(label));
+    button.style.setProperty("--hue", hueOf(label, this.store.order));
     setAttribute(button, "aria-pressed", chosen);
     setText(digit, place < NUMBERED ? String(place + 1) : "");
     digit.hidden = place >= NUMBERED;
@@ -116,7 +115,7 @@ export class ClassField {
       if (this.field.value) {
         this.field.value = "";
         this.search();
-      } else this.field.blur();
+      } else this.leave();
     }
   }
 
@@ -124,9 +123,14 @@ export class ClassField {
     const chosen = this.found[place];
     if (!chosen) return;
     this.field.value = "";
-    this.field.blur();
+    this.leave();
     if (chosen.fresh) this.onNew(chosen.label);
     else this.onChoose(chosen.label);
+  }
+
+  // Back to where the keys are.
+  leave() {
+    byId("player").focus({preventScroll: true});
   }
 
   close() {

@@ -7,6 +7,7 @@ import {getJson, postJson} from "./connection.js";
 import {applied, keyOf, onWire, sameRow} from "./rows.js";
 
 const AGAIN_MS = 3000;
+const STEPS = "flamest-label-steps"; // in words, of the steps that can be undone
 
 export class Store extends EventTarget {
   constructor(tab) {
@@ -155,7 +156,16 @@ export class Store extends EventTarget {
       change.op === "put" ? !sameRow(change, theirs) : theirs);
     this.conflicts.push(...conflicts);
     this.keep();
+    if (answer.undo > this.undoable) this.steps = [...this.steps, action.said];
     this.saved(answer);
+  }
+
+  get steps() {
+    return JSON.parse(sessionStorage.getItem(STEPS) ?? "[]");
+  }
+
+  set steps(words) {
+    sessionStorage.setItem(STEPS, JSON.stringify(words.slice(-1000)));
   }
 
   // A change as it is sent. Rows that were made here get the path that the program has given them.
@@ -185,7 +195,11 @@ export class Store extends EventTarget {
       return `Undone: ${said}.`;
     }
     if (this.sending) return "The last change is being saved: press u again in a moment.";
-    return this.undoable ? this.replay("/api/undo", "Undone", "Not undone") : "Nothing to undo.";
+    if (!this.undoable) return "Nothing to undo.";
+    const {steps} = this;
+    const said = await this.replay("/api/undo", `Undone: ${steps.at(-1) ?? "the last change"}`, "Not undone");
+    if (this.undoable < steps.length) this.steps = steps.slice(0, -1);
+    return said;
   }
 
   async redo() {
@@ -199,8 +213,7 @@ export class Store extends EventTarget {
       this.saved(answer);
       this.refreshSoon();
       if (answer.conflicts.length) return `${failed}: someone else has changed this since. What they saved stays.`;
-      const names = [...new Set((answer.videos ?? []).map(({name}) => name))];
-      return names.length ? `${done}: ${names.join(", ")}.` : `${done}.`;
+      return `${done} (${(answer.videos ?? []).map(({name}) => name).join(", ")}).`;
     } catch (error) {
       this.lost(error);
       return `${failed}: ${error.sentence ?? error.message}.`;
