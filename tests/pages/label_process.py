@@ -70,6 +70,7 @@ class LabelProcess:
 
     def start(self) -> None:
         """Start it on ``port``, or on a free one the first time."""
+        self._addresses = queue.Queue()
         command = [sys.executable, "-u", "-m", "flamest.agent", "label", "--videos", str(self.folder), "--no-browser"]
         command += ["--port", str(self.port), *self.arguments]
         self._process = subprocess.Popen(

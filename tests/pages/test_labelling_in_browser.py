@@ -200,8 +200,10 @@ def test_five_segments_are_marked_by_keyboard_alone(name, recordings, folder, en
             wait_for_text(page, "#target-label", ["fall", "sit"][place % 2])
         all_saved(page)
         # The frames that were seen are the first and the last one: borders lie in the middle between frames.
-        expected = [(s - 0.02, s + 3.02, ["fall", "sit"][n % 2]) for n, s in enumerate((1, 5, 9, 14, 20))]
-        assert segments_of(folder, name) == pytest.approx(expected)
+        expected = [
+            (round(s - 0.02, 2), round(s + 3.02, 2), ["fall", "sit"][n % 2]) for n, s in enumerate((1, 5, 9, 14, 20))
+        ]
+        assert segments_of(folder, name) == expected
         assert labels_of(folder) == {}
         assert page.get_by_role("listbox", name="Segments").get_by_role("option").count() == 5
         assert page.problems == []
@@ -279,7 +281,7 @@ def test_undo_and_redo_survive_a_reload(clips, folder, enter):
         type_class(page, "fall")
         press(page, "n")
         type_class(page, "walk")
-        all_saved(page)
+        wait_until(lambda: labels_of(folder).get("clip_01.mp4") == "walk", "both are saved")
         page.reload()
         page.wait_for_selector("#main:not([aria-busy])")
         wait_for_text(page, "#video-title", "clip_01.mp4")
@@ -352,8 +354,7 @@ def test_a_lost_connection_is_said_and_loses_no_work(clips, folder, enter):
         press(page, "n")
         press(page, "1")
         press(page, "n")
-        type_class(page, "falling")  # no program to ask for near misses
-        page.locator("#near[open]").wait_for() if page.locator("#near[open]").count() else None
+        type_class(page, "dance")
         wait_for_text(page, "#saved", "not saved yet")
         assert serious(page) == []
         process.start()
@@ -361,7 +362,7 @@ def test_a_lost_connection_is_said_and_loses_no_work(clips, folder, enter):
         wait_for_text(page, "#trouble", "This window's address is no longer valid")
         page.goto(address)  # as a person opens the new address in this browser
         page.wait_for_selector("#main:not([aria-busy])")
-        wait_until(lambda: labels_of(folder).get("clip_02.mp4") == "falling", "the kept changes are saved")
+        wait_until(lambda: labels_of(folder).get("clip_02.mp4") == "dance", "the kept changes are saved")
         assert labels_of(folder)["clip_01.mp4"] == "fall"
 
 
@@ -385,11 +386,7 @@ def test_a_near_miss_asks_before_a_class_is_made(clips, folder, enter):
         page = enter(process)
         type_class(page, "fall")
         press(page, "n")
-        type_class(page, "Fal ling")
-        page.wait_for_timeout(500)
-        if page.locator("#near[open]").count():
-            press(page, "Escape")
-        type_class(page, "fali")
+        type_class(page, "Falling")
         page.get_by_role("heading", name="Did you mean fall?").wait_for()
         assert serious(page) == []
         press(page, "Enter")  # the first button takes the class that exists

@@ -8,12 +8,14 @@ const PIECE_S = 10; // of video in one piece
 const AHEAD = 2; // pieces that are fetched before they are needed
 const KEEP_S = 120; // of video around the current time that stays in memory when it is short
 const MAX_MARGIN_S = 0.02;
+const LANDED_MS = 250;
 const TYPE = 'video/webm; codecs="vp8"';
 
 export class Player extends EventTarget {
   constructor(element) {
     super();
-    Object.assign(this, {element, video: null, facts: null, shown: 0, offset: 0, loop: null, pieces: null});
+    Object.assign(this, {element, video: null, facts: null, shown: 0, offset: 0, loop: null, asked: null,
+      frames: 0, pieces: null});
     element.addEventListener("error", () => this.failed());
     element.addEventListener("waiting", () => this.tell("waiting"));
     for (const name of ["playing", "seeked", "canplay"]) element.addEventListener(name, () => this.tell("ready"));
@@ -54,7 +56,7 @@ export class Player extends EventTarget {
 
   async open(video) {
     this.close();
-    Object.assign(this, {video, facts: null, shown: 0, offset: 0, loop: null});
+    Object.assign(this, {video, facts: null, shown: 0, offset: 0, loop: null, asked: null, frames: 0});
     const opening = (this.opening = new AbortController());
     if (video.problem) return this.tell("problem", video.problem);
     this.tell("waiting");
@@ -99,22 +101,42 @@ export class Player extends EventTarget {
 
   // ---- time
 
+  // The browser tells the time of each frame that it shows. After a jump the time that was asked for counts until that
+  // frame is there: frames of jumps before it may still come in between.
   watchFrames() {
     if (!("requestVideoFrameCallback" in HTMLVideoElement.prototype)) return;
     const seen = (_, {mediaTime}) => {
-      // A file may begin later than at 0: its first frame is the beginning.
-      if (this.native && this.element.currentTime === 0 && this.element.paused) this.offset = mediaTime;
-      this.framesSeen = true;
-      this.shown = Math.max(0, mediaTime - this.offset);
-      this.checkLoop();
-      this.tell("time");
       this.element.requestVideoFrameCallback(seen);
+      // A file may begin later than at 0: its first frame is the beginning.
+      if (this.native && this.frames === 0 && this.element.currentTime === 0) this.offset = mediaTime;
+      this.frames += 1;
+      this.lastFrame = Math.max(0, mediaTime - this.offset);
+      if (this.asked !== null && Math.abs(this.lastFrame - this.asked) > this.frame * 0.6) return;
+      this.show(this.lastFrame);
     };
     this.element.requestVideoFrameCallback(seen);
+    this.element.addEventListener("seeked", () => this.landed());
+  }
+
+  show(seconds) {
+    if (!this.element.seeking) this.asked = null;
+    this.shown = seconds;
+    this.checkLoop();
+    this.tell("time");
+  }
+
+  // A jump is over. Where frames last longer than usual, the one shown begins before the time that was asked for.
+  landed() {
+    const [asked, frames] = [this.asked, this.framesBefore];
+    setTimeout(() => {
+      if (this.asked === null || this.asked !== asked || this.element.seeking) return;
+      this.asked = null;
+      if (this.frames > frames) this.show(this.lastFrame);
+    }, LANDED_MS);
   }
 
   onTime() {
-    if (!this.framesSeen) {
+    if (this.frames === 0 && this.asked === null) {
       this.shown = Math.max(0, this.element.currentTime - this.offset);
       this.checkLoop();
     }
@@ -130,18 +152,18 @@ export class Player extends EventTarget {
     this.play();
   }
 
-  // The frame shown at a time. `exactly` is the frame's own time where it is known before it is seen.
-  seek(seconds, exactly = seconds) {
-    const last = this.duration ? Math.max(0, this.duration - this.frame / 2) : seconds;
-    this.shown = Math.max(0, Math.min(exactly, last));
-    this.element.currentTime = Math.max(0, Math.min(seconds, last)) + this.offset;
+  // Goes a little into the frame that begins at this time: where frames meet, rounding could show the one before.
+  seek(seconds) {
+    const last = this.duration ? Math.max(0, this.duration - this.frame) : seconds;
+    this.shown = this.asked = Math.max(0, Math.min(seconds, last));
+    this.framesBefore = this.frames;
+    this.element.currentTime = this.shown + this.frame / 4 + this.offset;
     this.tell("time");
   }
 
   step(frames) {
     this.element.pause();
-    const exactly = this.shown + frames * this.frame;
-    this.seek(exactly + this.frame / 4, exactly);
+    this.seek(this.shown + frames * this.frame);
   }
 
   // ---- playing

@@ -156,7 +156,8 @@ export class Store extends EventTarget {
       change.op === "put" ? !sameRow(change, theirs) : theirs);
     this.conflicts.push(...conflicts);
     this.keep();
-    if (answer.undo > this.undoable) this.steps = [...this.steps, action.said];
+    const {steps} = this;
+    if (steps.length === answer.undo - 1) this.steps = [...steps, action.said];
     this.saved(answer);
   }
 
@@ -197,7 +198,8 @@ export class Store extends EventTarget {
     if (this.sending) return "The last change is being saved: press u again in a moment.";
     if (!this.undoable) return "Nothing to undo.";
     const {steps} = this;
-    const said = await this.replay("/api/undo", `Undone: ${steps.at(-1) ?? "the last change"}`, "Not undone");
+    const said = await this.replay("/api/undo", `Undone: ${
+      (steps.length === this.undoable && steps.at(-1)) || "the last change"}`, "Not undone");
     if (this.undoable < steps.length) this.steps = steps.slice(0, -1);
     return said;
   }

@@ -82,8 +82,15 @@ export class Videos {
     setText(sign, SIGNS[state]);
     setText(name, video.name);
     setText(about, described(video));
-    if (open && was !== "true") requestAnimationFrame(() => item.scrollIntoView?.({block: "nearest"}));
+    if (open && was !== "true") requestAnimationFrame(() => this.show(item));
     return item;
+  }
+
+  // Scrolls the list alone, not the page; the place where Tab goes on stays.
+  show(item) {
+    const [view, box] = [this.list.getBoundingClientRect(), item.getBoundingClientRect()];
+    if (box.top < view.top) this.list.scrollTop -= view.top - box.top;
+    else if (box.bottom > view.bottom) this.list.scrollTop += box.bottom - view.bottom;
   }
 }
 
