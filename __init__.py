@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .api.bundles import open_bundle as open_bundle
     from .api.bundles import predict as predict
     from .api.features import Features as Features
+    from .api.labels import LabelsImport as LabelsImport
+    from .api.labels import import_labels as import_labels
     from .api.loading import load as load
     from .api.models import Model as Model
     from .api.models import load_model as load_model
@@ -54,6 +56,7 @@ _HOMES = {  # the module of each name that is offered
     "FlamestError": "base.errors",
     "Head": "agent.training.own_head",
     "LabelSkew": "experiments.partition",
+    "LabelsImport": "api.labels",
     "Model": "api.models",
     "Prediction": "agent.predict",
     "Run": "api.runs",
@@ -65,6 +68,7 @@ _HOMES = {  # the module of each name that is offered
     "Strategy": "fedproto.records",
     "TrainOptions": "api.options",
     "export_bundle": "api.bundles",
+    "import_labels": "api.labels",
     "load": "api.loading",
     "load_model": "api.models",
     "open_bundle": "api.bundles",
@@ -79,6 +83,7 @@ __all__ = [
     "FlamestError",
     "Head",
     "LabelSkew",
+    "LabelsImport",
     "Model",
     "Prediction",
     "Run",
@@ -90,6 +95,7 @@ __all__ = [
     "Strategy",
     "TrainOptions",
     "export_bundle",
+    "import_labels",
     "load",
     "load_model",
     "open_bundle",

@@ -23,8 +23,8 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
     Args:
         path: A feature store (``features.sqlite``, which ``flamest-agent extract`` fills), or an ``.npz`` file as
             ``flamest-agent features`` writes it: ``x`` float [N, D] and ``y`` text [N], and if wanted ``group``,
-            ``clip`` and ``caption`` text [N]. ``miniworld`` stands for the features that come with this package: 300
-            rendered clips of 25 classes, for trying things out.
+            ``clip``, ``caption`` and ``file`` text [N], and ``start_s`` and ``end_s`` of segments. ``miniworld`` stands
+            for the features that come with this package: 300 rendered clips of 25 classes, for trying things out.
         fingerprint: Which features, where a store holds several kinds; the beginning is enough. Another file has
             to be of it.
         precision: The same for their precision.
@@ -120,5 +120,7 @@ def _load_npz(path: Path) -> Features:
         [row.clip.group or row.clip.path.stem for row in rows],
         [row.clip.sha256 for row in rows] if ids is None else ids.tolist(),
         [row.caption for row in rows],
+        imported.columns["file"].tolist() if "file" in imported.columns else (),
+        imported.segments,
     )
     return numbered_features(imported.x, columns, kind)

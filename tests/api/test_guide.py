@@ -12,11 +12,14 @@ import flamest as fl
 import numpy as np
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.api.options import StrategyName
+from flamest.experiments.miniworld.videos import ClipKey, render_recording
 from flamest.experiments.strategy_names import STRATEGIES
 from flamest.fedproto.records import Strategy
 from flamest.runtime.clip_records import Clip
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "python-api.md").read_text()
+ANNOTATIONS = """<annotations><version>1.1</version><meta><task><source>night.mp4</source></task></meta>
+<track id="0" label="ball_lifting"><box frame="5" outside="0"/><box frame="30" outside="1"/></track></annotations>"""
 
 
 def code_blocks() -> list[str]:
@@ -33,6 +36,9 @@ def test_the_guides_code_runs_as_it_is_read(videos, tmp_path, monkeypatch, capsy
             kind = (some.vlm_width, some.fingerprint, some.precision)
             store.add_rows([(f"{row}.mp4", FeatureRow(clip, some.x[row], *kind))])
     shutil.copytree(videos, tmp_path / "videos")
+    keys = [ClipKey(3, 0, "ball", "lifting", 0), ClipKey(3, 0, "box", "crossing", 0)]
+    render_recording(tmp_path / "videos" / "night.mp4", keys)
+    (tmp_path / "annotations.xml").write_text(ANNOTATIONS)
     monkeypatch.chdir(tmp_path)
     names = {"np": np, "x": some.x, "names": some.names, "videos": list(some.groups)}
     blocks = code_blocks()
@@ -40,6 +46,7 @@ def test_the_guides_code_runs_as_it_is_read(videos, tmp_path, monkeypatch, capsy
     for block in blocks:
         exec(compile(block, "docs/guides/python-api.md", "exec"), names)
     assert (tmp_path / "model.safetensors").exists()
+    assert names["done"].classes == {"ball_lifting": {"new": 1, "changed": 0, "equal": 0, "conflicting": 0}}
     assert names["run"].strategy == "fedavg"
     assert float(capsys.readouterr().out.splitlines()[0]) > 0.2
 

@@ -73,6 +73,14 @@ def test_segments_are_kept_through_union_and_indexing(store):
     assert f[:7].segments == f.segments[:7]
 
 
+def test_a_saved_file_keeps_recordings_and_segments(store, tmp_path):
+    f = fl.load(store)
+    f.save(tmp_path / "f.npz")
+    read = fl.load(tmp_path / "f.npz")
+    assert (read.files, read.segments, read.paths) == (f.files, f.segments, f.paths)
+    assert (read.clips, read.groups) == (f.clips, f.groups)
+
+
 def test_features_of_arrays_have_no_files(features):
     assert set(features.files) == {""}
     assert set(features.segments) == {None}
