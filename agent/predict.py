@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError, StorageError
+from ..base.files import FileStamp
 from ..fedproto.model_file import ModelFile, read_model
 from ..runtime.autotune.selection import AutotuneRequest, autotune_backends
 from ..runtime.backends.opening import GraphPlacement, OpeningOptions
 from ..runtime.bundle.signature import TrustedKeys
-from ..runtime.clip_records import Clip
+from ..runtime.clip_records import Clip, Segment, clip_identity
 from ..runtime.extractor import open_extractor
 from ..runtime.video.decoder import DecodeLimits
-from .extraction.clips import scan_clips
 from .extraction.contents import content_hash
 from .training.trainer import HeadTrainer, log_softmax
+from .video_names import NamedVideo
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,30 @@ class LabelProbability:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The labels of one video; ``reason`` is set instead when it could not be read."""
+    """The labels of one video, or of a segment; ``reason`` is set instead when it could not be read."""
 
     video: Path
     labels: tuple[LabelProbability, ...] = ()  # most probable first
     caption: str = ""
     reason: str = ""
+    segment: Segment | None = None  # None: the whole file
+    warnings: tuple[str, ...] = ()  # problems of a video that could be read
 
     @property
     def label(self) -> str:
         """The most probable label; empty when the video could not be read."""
         return self.labels[0].label if self.labels else ""
 
+    @property
+    def name(self) -> str:
+        """The video's path; of a segment followed by its times, ``clip.mp4#t=12.5,17``."""
+        return f"{self.video}#{self.segment}" if self.segment else str(self.video)
+
 
 def predict_videos(
     bundle: Path,
     model: Path | ModelFile,
-    videos: Sequence[Path],
+    videos: Sequence[Path | NamedVideo],
     *,
     top: int = 5,
     opening: OpeningOptions | None = None,
@@ -60,9 +68,10 @@ def predict_videos(
     given, has signed the bundle.
     """
     opening = opening or OpeningOptions()
+    named = [video if isinstance(video, NamedVideo) else NamedVideo(video) for video in videos]
     if opening.backend_options.autotune:
         question = AutotuneRequest(bundle, threads=opening.threads, trusted=trusted)
-        choice = autotune_backends(question, _readable(videos), notice=opening.notice)
+        choice = autotune_backends(question, _readable(named), notice=opening.notice)
         opening.notice(choice.line)
         opening = replace(opening, backend_options=choice.backend_options)
     read = model if isinstance(model, ModelFile) else read_model(model)
@@ -76,42 +85,45 @@ def predict_videos(
                 fix="use the bundle that the run's features were extracted with",
                 code="other_bundle",
             )
-        for video in videos:
+        files = _HashedFiles()
+        for video in named:
             try:
-                features = extractor.extract(Clip(path=video, sha256=content_hash(video, DecodeLimits())))
+                features = extractor.extract(files.clip(video))
             except (DataError, StorageError) as error:
-                yield Prediction(video, reason=f"{error.code}: {error.message}")
+                yield Prediction(video.path, reason=f"{error.code}: {error.message}", segment=video.segment)
                 continue
             x = np.concatenate([features.vlm, features.cnn])[None]
-            yield Prediction(video, _top_labels(trainer, read, x, top), features.caption.text)
+            labels = _top_labels(trainer, read, x, top)
+            yield Prediction(video.path, labels, features.caption.text, "", video.segment, features.warnings)
 
 
-def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Prediction]]:
-    """Return the video files of ``paths``, folders searched as by ``extract``, and what of them cannot be a video.
+class _HashedFiles:
+    """Clips of named videos; a file whose segments come in a row is hashed once."""
 
-    A path that is no folder is taken as a video file, whatever it is.
-    """
-    videos, problems = [], []
-    for path in paths:
-        if not path.is_dir():
-            videos.append(path)
-            continue
-        try:
-            folder = scan_clips(path, labelled=False)
-        except (DataError, StorageError) as error:
-            problems.append(Prediction(path, reason=f"{error.code}: {error.message}"))
-            continue
-        videos += [clip.path for clip in folder.clips]
-        problems += [Prediction(path / found.name, reason=f"{found.code}: {found.reason}") for found in folder.problems]
-        if not folder.clips and not folder.problems:
-            problems.append(Prediction(path, reason="no_clips: there are no video files in this folder"))
-    return videos, problems
+    def __init__(self) -> None:
+        self._last: tuple[Path, FileStamp, str] | None = None
+
+    def clip(self, video: NamedVideo) -> Clip:
+        """Raises DataError as ``content_hash``."""
+        sha256 = self._sha256(video.path)
+        if video.segment is None:
+            return Clip(video.path, sha256)
+        return Clip(video.path, clip_identity(sha256, video.segment), segment=video.segment, file_sha256=sha256)
+
+    def _sha256(self, path: Path) -> str:
+        with suppress(OSError):  # ``content_hash`` says what is wrong
+            stamp = FileStamp.of(path)
+            if self._last is None or self._last[:2] != (path, stamp):
+                self._last = path, stamp, content_hash(path, DecodeLimits())
+            return self._last[2]
+        return content_hash(path, DecodeLimits())
 
 
-def _readable(videos: Sequence[Path]) -> Iterator[Clip]:
+def _readable(videos: Sequence[NamedVideo]) -> Iterator[Clip]:
+    files = _HashedFiles()
     for video in videos:
         with suppress(DataError):  # reported when its turn comes
-            yield Clip(path=video, sha256=content_hash(video, DecodeLimits()))
+            yield files.clip(video)
 
 
 def _top_labels(trainer: HeadTrainer, model: ModelFile, x: np.ndarray, top: int) -> tuple[LabelProbability, ...]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..agent.predict import Prediction, find_videos, predict_videos
+from ..agent.predict import Prediction, predict_videos
+from ..agent.video_names import NamedVideo, find_videos
 from ..base.errors import DataError, MissingExtra, UsageError
 from ..base.extras import EXPORT_MODULES, missing_package
 from ..base.progress import progress_bar
@@ -143,16 +144,16 @@ def predict(
     """Name the action in videos.
 
     Args:
-        videos: A video file, a folder of them, or several of both.
+        videos: A video file, a part of one as ``clip.mp4#t=12.5,17`` (seconds), a folder, or several of them.
         model: A model, the run that made it, or its file.
         bundle: The bundle whose embeddings it was trained on.
         top: How many labels to give for each video.
         progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
 
     Returns:
-        A ``Prediction`` for each video, in order, then for what cannot be used of the folders: ``video``, ``label``
-        (the most probable one), ``labels`` (each with ``label`` and ``probability``), ``caption``, and ``reason`` where
-        it could not be read or there is no such file.
+        A ``Prediction`` for each video, in order, then for what cannot be used of the folders: ``video``, ``segment``
+        (of a part, with ``start_s`` and ``end_s``), ``label`` (the most probable one), ``labels`` (each with ``label``
+        and ``probability``), ``caption``, and ``reason`` where it could not be read or there is no such file.
 
     Raises:
         UsageError: An argument is of another type.
@@ -253,11 +254,12 @@ def _report_failures(report: ExtractReport) -> None:
     warnings.warn(f"{report.failed_clips} of {report.clips} clips are left out: {named}{more}", stacklevel=3)
 
 
-def _video_files(given: Sequence[PathLike]) -> tuple[list[Path], list[Prediction]]:
+def _video_files(given: Sequence[PathLike]) -> tuple[list[NamedVideo], list[Prediction]]:
     """Return the video files, and what of the folders cannot be one. Raises DataError without any video."""
     if not isinstance(given, Iterable):
         raise UsageError(f"videos is {shown(given)}, expected paths", fix="write fl.predict(['clip.mp4'], …)")
-    files, unusable = find_videos([path_of("a video", path, like="fl.predict(['clip.mp4'], …)") for path in given])
+    files, problems = find_videos([path_of("a video", path, like="fl.predict(['clip.mp4'], …)") for path in given])
+    unusable = [Prediction(each.path, reason=each.reason) for each in problems]
     if not files:
         reasons = "; ".join(f"{each.video}: {each.reason}" for each in unusable[:MOST_NAMED])
         raise DataError(

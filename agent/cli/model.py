@@ -89,7 +89,15 @@ def train(
 @command
 @AGENT.errors_name_the_place
 def predict(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, and folders of them.", metavar="VIDEO…")],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Video files, segments of them as VIDEO#t=START,END in seconds, and folders.", metavar="VIDEO…"
+        ),
+    ],
+    segments: Annotated[
+        bool, typer.Option("--segments", help="Of folders the clips that their labels.csv lists, not all files.")
+    ] = False,
     bundle: Annotated[
         Path | None,
         typer.Option("--bundle", help="The bundle whose features the model was trained on; by default agent.toml's."),
@@ -115,15 +123,17 @@ def predict(
     """Name the action in new videos: the likeliest labels and the caption of a keyframe.
 
     Next to agent.toml no option is needed: after a run, bundle and model are the daemon's.
-    Folders are searched for video files, also those inside. A video that cannot be read is shown with the reason and
-    the others follow; exit code 65 when none could be read.
+    Folders are searched for video files, also those inside; with --segments the clips of their labels.csv are taken,
+    segments and whole files. clip.mp4#t=12.5,17 is the part of clip.mp4 from 12.5 s until 17 s. A video that cannot be
+    read is shown with the reason and the others follow; exit code 65 when none could be read.
     """
     from ...base.errors import DataError
     from ...runtime.backends.opening import GraphPlacement, OpeningOptions
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
-    from ..predict import find_videos, predict_videos
+    from ..predict import Prediction, predict_videos
+    from ..video_names import find_videos
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = OpeningOptions(backend_options, threads, notice=notice)
@@ -132,7 +142,8 @@ def predict(
         bundle, model, own = _of_settings(AGENT.place(config, folder), bundle, model)
         trusted = (*trusted, *own)
     placements: list[GraphPlacement] = []
-    found, problems = find_videos(videos)
+    found, unusable = find_videos(videos, segments=segments)
+    problems = [Prediction(each.path, reason=each.reason) for each in unusable]
     predicted: Iterator[Prediction] = iter(())
     if found:  # otherwise there is nothing to open the networks for
         predicted = predict_videos(
@@ -189,7 +200,15 @@ def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple
 def _entry(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction for --json."""
     labels = [{"label": item.label, "probability": item.probability} for item in prediction.labels]
-    entry = {"video": str(prediction.video), "labels": labels, "caption": prediction.caption}
+    part = prediction.segment
+    entry = {
+        "video": str(prediction.video),
+        "start_s": None if part is None else part.start_s,
+        "end_s": None if part is None else part.end_s,
+        "labels": labels,
+        "caption": prediction.caption,
+        "warnings": list(prediction.warnings),
+    }
     return {**entry, "reason": prediction.reason} if prediction.reason else entry
 
 
@@ -197,4 +216,5 @@ def _prediction_lines(prediction: Prediction) -> list[str]:
     """Return a prediction as text."""
     labels = [f"  {item.probability:6.1%}  {item.label}" for item in prediction.labels]
     last = prediction.reason or (f"caption: {prediction.caption}" if prediction.caption else "")
-    return [str(prediction.video), *labels, *([f"  {last}"] if last else [])]
+    warnings = [f"  warning: {warning}" for warning in prediction.warnings]
+    return [prediction.name, *labels, *([f"  {last}"] if last else []), *warnings]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from flamest.agent.cli.main import app
-from flamest.agent.predict import predict_videos
+from flamest.agent.cli.model import _prediction_lines
+from flamest.agent.extraction.extract import extract_folder
+from flamest.agent.extraction.report import ExtractRequest
+from flamest.agent.extraction.store import FeatureStore
+from flamest.agent.predict import LabelProbability, Prediction, predict_videos
+from flamest.agent.training.trainer import HeadTrainer, log_softmax
+from flamest.agent.video_names import find_videos
 from flamest.base.errors import DataError
 from flamest.experiments.miniworld.videos import render_dataset
 from flamest.fedproto.head import HeadSpec, initial_params
-from flamest.fedproto.model_file import ModelFile, write_model
+from flamest.fedproto.model_file import ModelFile, read_model, write_model
 from flamest.runtime.backends.opening import OpeningOptions
 from flamest.runtime.bundle.manifest_reading import read_manifest
+from flamest.runtime.clip_records import Segment
 from typer.testing import CliRunner
 
 
@@ -100,3 +109,90 @@ def test_an_empty_folder_opens_no_network(toy_bundle, tmp_path):
     assert "there are no video files in this folder" in done.stdout
     assert "ran on" not in done.stdout
     assert "give video files, or folders that hold some" in done.output
+
+
+# --- segments ---
+
+
+class Ward:
+    """A folder of a long video, a short one, one whose name looks like a segment, and a table."""
+
+    def __init__(self, clips, bundle, folder):
+        self.folder, self.bundle, self.model = folder, bundle, folder.parent / "m.safetensors"
+        clips.write_clip(folder / "long.mp4", frames=100, scenes=4, noise=10)
+        clips.write_clip(folder / "short.mp4", frames=20, seed=3)
+        clips.write_clip(folder / "odd.mp4#t=1,2", frames=20, seed=4, container="mp4")
+        rows = ("long.mp4,wave,2,4", "long.mp4,run,0,1.5", "short.mp4,wave,,")
+        (folder / "labels.csv").write_text("\n".join(("path,label,start_s,end_s", *rows)))
+        head = HeadSpec(inputs=9, outputs=3, hidden=(8,))
+        model = ModelFile(head, initial_params(head, 0), ("run", "jump", "wave"), read_manifest(bundle).fingerprint)
+        write_model(self.model, model)
+
+    def predicted(self, *words):
+        """Exit code, and entries by file and times."""
+        given = ["predict", *map(str, words), "--bundle", str(self.bundle), "--model", str(self.model), "--json"]
+        done = CliRunner().invoke(app, given)
+        found = json.loads(done.stdout.splitlines()[-1])["predictions"]
+        return done.exit_code, {(Path(one["video"]).name, one["start_s"], one["end_s"]): one for one in found}
+
+
+@pytest.fixture(scope="module")
+def ward(clips, toy_bundle, tmp_path_factory):
+    return Ward(clips, toy_bundle, tmp_path_factory.mktemp("made") / "ward")
+
+
+@pytest.fixture(scope="module")
+def entries(ward):
+    """Predictions of parts and whole files, with one command."""
+    odd = f"{ward.folder}/odd.mp4#t=1,2"
+    parts = [f"{ward.folder}/long.mp4#t={times}" for times in ("2,4", "50,60", "3,60")]
+    code, found = ward.predicted(*parts, ward.folder / "long.mp4", odd, f"{odd}#t=0,0.5")
+    assert code == 0
+    return found
+
+
+def test_a_segment_gets_the_embedding_that_an_extraction_gives_it(ward, entries, tmp_path):
+    store = tmp_path / "s.sqlite"
+    extract_folder(ExtractRequest(ward.bundle, ward.folder, store, threads=1))
+    with FeatureStore.open(store, read_only=True) as opened:
+        found = opened.read()
+    x = found.x[found.segments.index(Segment.of_seconds(2, 4))][None]
+    read = read_model(ward.model)
+    probability = np.exp(log_softmax(HeadTrainer(read.head, threads=1).logits(read.params, x)))[0]
+    part = {one["label"]: one["probability"] for one in entries["long.mp4", 2.0, 4.0]["labels"]}
+    assert part == pytest.approx(dict(zip(read.labels, probability.tolist(), strict=True)), abs=1e-6)
+    assert entries["long.mp4", 2.0, 4.0]["labels"] != entries["long.mp4", None, None]["labels"]
+
+
+def test_a_file_whose_name_looks_like_a_segment_is_a_file(entries):
+    assert "reason" not in entries["odd.mp4#t=1,2", None, None]
+    assert "reason" not in entries["odd.mp4#t=1,2", 0.0, 0.5]
+
+
+def test_a_segment_outside_of_its_video_is_a_reason(entries):
+    assert entries["long.mp4", 50.0, 60.0]["reason"].startswith("segment_outside: ")
+    assert entries["long.mp4", 3.0, 60.0]["warnings"]
+
+
+def test_a_folders_listed_clips_are_predicted_on_request(ward, tmp_path):
+    listed = {("long.mp4", 0.0, 1.5), ("long.mp4", 2.0, 4.0), ("short.mp4", None, None)}
+    code, found = ward.predicted("--segments", ward.folder)
+    assert (code, set(found)) == (0, listed)
+    videos, _ = find_videos([ward.folder])
+    assert {(video.path.name, video.segment) for video in videos} == {("long.mp4", None), ("short.mp4", None)}
+    code, found = ward.predicted("--segments", tmp_path)
+    assert code == 65
+    assert found[tmp_path.name, None, None]["reason"].startswith("no_clips: there is no labels.csv")
+
+
+def test_people_see_a_segments_times_after_its_file():
+    part = Prediction(Path("a.mp4"), (LabelProbability("wave", 0.5),), segment=Segment.of_seconds(1, 2.5))
+    assert part.name == "a.mp4#t=1,2.5"
+    assert _prediction_lines(part)[0] == part.name
+
+
+@pytest.mark.parametrize("times", ["", "1", "1,", "2,1", "1,1", "1,2,3", "a,b", "-1,2", "nan,2", "0:01,0:02", "0,inf"])
+def test_times_that_no_segment_has_are_reported_and_the_others_read(tmp_path, times):
+    videos, problems = find_videos([tmp_path / f"long.mp4#t={times}", tmp_path / "short.mp4"])
+    assert [video.path.name for video in videos] == ["short.mp4"]
+    assert problems[0].reason.startswith("bad_segment: there is no file of this name, and ")
