@@ -20,6 +20,7 @@ from .video_names import NameMatch, VideoNames
 
 STATES = ("new", "changed", "equal", "conflicting")
 MAX_LINES = 10_000  # overlaps that are listed
+MAX_OPEN = 200  # parts of a video that are compared with the next one
 FOLDERS_NOTE = (
     "folders give labels here; where they are no classes, first make a labels.csv of the line path,label alone, and "
     "import again"
@@ -184,7 +185,7 @@ class Importer:
         return Merged("equal", row)
 
     def _note_folders(self, row: LabelRow) -> None:
-        if not row.line and row.label:
+        if not row.line and row.label and (row.path, row.segment) not in self._imported:
             self._plan.notes[FOLDERS_NOTE] = 1
 
     def _group(self, annotation: Annotation, path: str) -> str:
@@ -201,30 +202,39 @@ class Importer:
         """Note new rows that share time with rows of the same video."""
         new = {id(merged.change.row) for merged in self._plan.merged if merged.change and merged.state == "new"}
         for rows in self._of_file.values():
-            if not any(id(row) in new for row in rows):
-                continue
-            rows.sort(key=lambda row: (row.segment is not None, row.segment or Segment(0, 1)))
-            open_rows: list[LabelRow] = []
+            parts = [(row.segment, row) for row in rows if row.segment is not None]
+            added = [row for _, row in parts if id(row) in new]
             for row in rows:
-                if row.segment is not None:
-                    start = row.segment.start_us
-                    open_rows = [each for each in open_rows if each.segment is None or each.segment.end_us > start]
-                for other in open_rows[:100]:
-                    if (id(row) in new or id(other) in new) and len(self._plan.overlaps) < MAX_LINES:
-                        self._note_overlap(row, other)
-                open_rows.append(row)
+                if row.segment is None and (id(row) in new or added) and len(parts):
+                    self._note_whole(row)
+            if added:
+                self._note_overlaps(sorted(parts, key=lambda part: part[0]), new)
+
+    def _note_overlaps(self, parts: list[tuple[Segment, LabelRow]], new: set[int]) -> None:
+        open_parts: list[tuple[Segment, LabelRow]] = []
+        for segment, row in parts:
+            open_parts = [part for part in open_parts[-MAX_OPEN:] if part[0].end_us > segment.start_us]
+            for _, other in open_parts:
+                if len(self._plan.overlaps) >= MAX_LINES:
+                    return
+                if id(row) in new or id(other) in new:
+                    self._note_overlap(row, other)
+            open_parts.append((segment, row))
+
+    def _note_whole(self, row: LabelRow) -> None:
+        if row.line or row.label:
+            there = _line(row) if row.line or not self._imported.get((row.path, None)) else "the file says"
+            note = (
+                f"{row.path}: the whole file is a clip too, next to its parts: {there} {row.label or 'without a label'}"
+            )
+            self._plan.notes[note] = 1
+            self._note_folders(row)
 
     def _note_overlap(self, row: LabelRow, other: LabelRow) -> None:
         if row.person and other.person and row.person != other.person:
             return  # two persons at once
         label = other.label or "without a label"
         there = _line(other) if other.line else "it is"
-        if other.segment is None:
-            if other.line or other.label:
-                note = f"{row.path}: the whole file stays a clip too, next to its parts: {_line(other)} {label}"
-                self._plan.notes[note] += 1
-                self._note_folders(other)
-            return
         if other.label == row.label:
             reason = f"shares time with {_shown(other)} of the same label: both are kept"
         else:

@@ -123,6 +123,8 @@ class LabelsFile:
         self._mode = 0o644
         self._data: bytes | None = None  # None: there is no file
         self.revision = ""  # hash of the content; empty without the file
+        self._table = TableText.empty()
+        self._unlisted: tuple[str, ...] = ()  # clips of the folders that no table can have
         self._read()
 
     @classmethod
@@ -167,19 +169,34 @@ class LabelsFile:
         with self._lock():
             for _ in range(ATTEMPTS):
                 self.reload()
-                table, unlisted = self._fresh_table()
-                if self._data is None:
-                    table.forget_unlabelled(_paths_with_segments(changes))
-                applied, conflicts = _change(table, changes)
-                if not table.touched:
-                    return AppliedChanges(self.revision, applied, conflicts, written=False)
-                if self._write(table.encode()):
-                    self._read()
-                    return AppliedChanges(self.revision, applied, conflicts, written=True, unlisted=unlisted)
+                try:
+                    done = self._apply(changes)
+                finally:
+                    if self._table.touched:  # not written
+                        self._table, self._unlisted = self._fresh_table()
+                if done is not None:
+                    return done
         raise LockedError(
             f"{printable_path(self._path)} is being written by another program, which does not wait for its turn",
             fix="close the file in other programs, then try again",
         )
+
+    def _apply(self, changes: tuple[Change, ...]) -> AppliedChanges | None:
+        """Change the table and write it; None when another program wrote it since it was read."""
+        table, unlisted = self._table, self._unlisted
+        if self._data is None:
+            table.forget_unlabelled(_paths_with_segments(changes))
+        applied, conflicts = _change(table, changes)
+        if not table.touched:
+            return AppliedChanges(self.revision, applied, conflicts, written=False)
+        data = table.encode()
+        if not self._write(data):
+            return None
+        table.settle()
+        self._data, self.revision, self._stamp, self._unlisted = data, sha256_bytes(data), _stamp(self._path), ()
+        if self._stamp is None or read_regular(self._path, largest=MAX_TABLE) != data:  # written again at once
+            self._read()
+        return AppliedChanges(sha256_bytes(data), applied, conflicts, written=True, unlisted=unlisted)
 
     def _read(self) -> None:
         """Read the file, or without one the folders."""
@@ -192,7 +209,7 @@ class LabelsFile:
                 self._mode = self._path.stat().st_mode & 0o777
             if _stamp(self._path) == self._stamp:
                 self._data, self.revision = data, "" if data is None else sha256_bytes(data)
-                self._table, _ = self._fresh_table()
+                self._table, self._unlisted = self._fresh_table()
                 return
         raise LockedError(
             f"{printable_path(self._path)} changes while it is read",
@@ -338,7 +355,7 @@ def _stamp(path: Path) -> FileStamp | None:
 
 def _table_of_folders(folder: Path, rules: ClipRules) -> tuple[TableText, tuple[str, ...]]:
     """Return the table that says what the folders say, and the clips whose names cannot be in one."""
-    table = TableText.empty(folder)
+    table = TableText.empty()
     unlisted = []
     for clip in scan_clips(folder, rules=rules).clips:
         row = LabelRow(0, clip.path.relative_to(folder).as_posix(), clip.label, None, "", "", "")

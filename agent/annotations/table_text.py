@@ -23,6 +23,7 @@ class Record:
     raw: str  # with its line end
     cells: list[str]
     row: LabelRow | None = None  # None: header, empty line, or a row that cannot be used
+    bad: BadRow | None = None  # why it cannot
     removed: bool = False
     after: list[Record] = field(default_factory=list)  # put behind it
 
@@ -38,11 +39,9 @@ class Record:
 class TableText:
     """Header and records of a table. ``touched``: it says something else than the text that it was read from."""
 
-    def __init__(self, folder: Path, header: Record, records: list[Record], bad: tuple[BadRow, ...]) -> None:
-        self._folder = folder
+    def __init__(self, header: Record, records: list[Record]) -> None:
         self._header = header
         self._records = records
-        self.bad = bad
         self.touched = False
         self._columns = [cell.strip() for cell in header.cells]
         self._eol = "\r\n" if header.raw.endswith("\r\n") else "\n"
@@ -52,25 +51,45 @@ class TableText:
             self._index(record)
 
     @classmethod
-    def empty(cls, folder: Path) -> TableText:
+    def empty(cls) -> TableText:
         """Return a table with all columns and no row."""
-        return cls(folder, Record(_line(NEW_COLUMNS, "\n"), list(NEW_COLUMNS)), [], ())
+        return cls(Record(_line(NEW_COLUMNS, "\n"), list(NEW_COLUMNS)), [])
 
     @classmethod
     def decode(cls, data: bytes, folder: Path) -> TableText:
         """Read a table. Raises DataError ``labels_csv`` where it is none."""
         table = parse_labels(data, folder / LABELS_FILE)
-        rows = {row.line: row for row in table.rows}
+        usable = {row.line: row for row in table.rows}
+        bad = {row.line: row for row in table.bad}
         text = data.decode("utf-8-sig" if data.startswith(BOM.encode()) else "utf-8")
-        header, *records = _records(text, rows) or [Record("", [])]
+        header, *records = _records(text, usable, bad) or [Record("", [])]
         if data.startswith(BOM.encode()):
             header.raw = BOM + header.raw
-        return cls(folder, header, records, table.bad)
+        return cls(header, records)
 
     @property
     def rows(self) -> tuple[LabelRow, ...]:
         """The rows that can be used, in order, each with its line."""
         return tuple(record.row for record in self._kept() if record.row is not None)
+
+    @property
+    def bad(self) -> tuple[BadRow, ...]:
+        """The rows that cannot be used."""
+        return tuple(record.bad for record in self._kept() if record.bad is not None)
+
+    def settle(self) -> None:
+        """Number the lines as they are in the encoded text: it was written, and is what this table was read from."""
+        self._records = self._kept()
+        line = 1 + _line_count(self._header.raw)
+        for record in self._records:
+            record.after = []
+            if record.row is not None and record.row.line != line:
+                record.row = replace(record.row, line=line)
+            if record.bad is not None and record.bad.line != line:
+                record.bad = replace(record.bad, line=line)
+            line += _line_count(record.raw)
+        self._last = {_path(record.row): record for record in self._records if record.row is not None}
+        self.touched = False
 
     def find(self, key: RowKey) -> Record | None:
         return self._by_key.get(key)
@@ -188,8 +207,12 @@ def _line(cells: list[str] | tuple[str, ...], eol: str) -> str:
     return text.getvalue()
 
 
-def _records(text: str, rows: dict[int, LabelRow]) -> list[Record]:
-    """Split the text of a table that was read without an error."""
+def _line_count(raw: str) -> int:
+    return sum(1 for _ in io.StringIO(raw, newline=""))
+
+
+def _records(text: str, usable: dict[int, LabelRow], bad: dict[int, BadRow]) -> list[Record]:
+    """Split the text of a table that was read without an error; ``usable`` and ``bad``: its rows by line."""
     lines = list(io.StringIO(text, newline=""))
     reader = csv.reader((line if len(line) <= MAX_LINE else "\x1a\n" for line in lines), strict=True)
     records, done = [], 0
@@ -199,7 +222,10 @@ def _records(text: str, rows: dict[int, LabelRow]) -> list[Record]:
         except csv.Error:  # text after a closing quote: a row that cannot be used
             cells = ["?"]
         end = max(reader.line_num, done + 1)
-        row = next((rows[number] for number in range(done + 1, end + 1) if number in rows), None)
-        records.append(Record("".join(lines[done:end]), cells, row))
+        record = Record("".join(lines[done:end]), cells)
+        for number in range(done + 1, end + 1):
+            record.row = record.row or usable.get(number)
+            record.bad = record.bad or bad.get(number)
+        records.append(record)
         done = end
     return records

@@ -251,6 +251,24 @@ def test_a_failed_write_leaves_file_and_rows(folder: Path, monkeypatch: pytest.M
     assert [found.path for found in file.rows] == ["walk/a.mp4"]
 
 
+def test_rows_after_writes_are_those_of_the_file(folder: Path) -> None:
+    table = 'path,label\nwalk/a.mp4,walk\n../bad,x\n"c.mp4",jump\n\nfall/b.mp4,"fa""ll"\n"two\nlines.mp4",x\nlong.mp4,y'
+    write(folder, table)
+    file = LabelsFile.open(folder)
+    for change in (
+        PutRow(row("walk/a.mp4", "fall", seconds(1, 2))),
+        RemoveRow("c.mp4", None),
+        PutRow(row("long.mp4", "z", seconds(3, 4), person="p"), ("long.mp4", None)),
+        PutRow(row("walk/a.mp4", "fall", seconds(0, 1), group="g")),
+        RemoveRow("walk/a.mp4", seconds(1, 2)),
+        PutRow(row("walk/a.mp4", "lie", seconds(5, 6))),
+    ):
+        assert not file.apply([change]).conflicts
+        again = LabelsFile.open(folder)
+        assert (file.rows, file.bad, file.revision) == (again.rows, again.bad, again.revision)
+        assert not file.reload()
+
+
 def test_many_writers_lose_no_row(folder: Path) -> None:
     def work(first: int) -> None:
         file = LabelsFile.open(folder)
