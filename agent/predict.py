@@ -19,8 +19,8 @@ from ..runtime.clip_records import Clip, Segment, clip_identity
 from ..runtime.extractor import open_extractor
 from ..runtime.video.decoder import DecodeLimits
 from .extraction.contents import content_hash
+from .named_videos import NamedVideo
 from .training.trainer import HeadTrainer, log_softmax
-from .video_names import NamedVideo
 
 
 @dataclass(frozen=True)

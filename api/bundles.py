@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..agent.named_videos import NamedVideo, find_videos
 from ..agent.predict import Prediction, predict_videos
-from ..agent.video_names import NamedVideo, find_videos
 from ..base.errors import DataError, MissingExtra, UsageError
 from ..base.extras import EXPORT_MODULES, missing_package
 from ..base.progress import progress_bar

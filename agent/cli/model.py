@@ -132,8 +132,8 @@ def predict(
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
+    from ..named_videos import find_videos
     from ..predict import Prediction, predict_videos
-    from ..video_names import find_videos
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = OpeningOptions(backend_options, threads, notice=notice)

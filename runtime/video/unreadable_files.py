@@ -20,7 +20,7 @@ _File = tuple[Path, str]  # path, SHA-256
 
 
 class UnreadableFiles:
-    """What is known of files by their segments; clips that are whole files are not looked at. For several threads."""
+    """Outcomes of files by their segments; clips that are whole files are not looked at. For several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

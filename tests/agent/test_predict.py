@@ -12,9 +12,9 @@ from flamest.agent.cli.model import _prediction_lines
 from flamest.agent.extraction.extract import extract_folder
 from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import FeatureStore
+from flamest.agent.named_videos import find_videos
 from flamest.agent.predict import LabelProbability, Prediction, predict_videos
 from flamest.agent.training.trainer import HeadTrainer, log_softmax
-from flamest.agent.video_names import find_videos
 from flamest.base.errors import DataError
 from flamest.experiments.miniworld.videos import render_dataset
 from flamest.fedproto.head import HeadSpec, initial_params

@@ -134,7 +134,7 @@ def cuts_of(count):
     return tuple((number * 0.2, number * 0.2 + 0.2) for number in range(count))
 
 
-def test_a_file_that_is_no_video_is_reported_once_and_not_tried_again(request_, monkeypatch):
+def test_a_file_that_is_no_video_is_reported_and_tried_once(request_, monkeypatch):
     (request_.videos / "ward" / "long.mp4").write_text("not a video at all")
     listed(request_.videos, *cuts_of(40), more="ward/short.mp4,run,,,,,\n")
     tried, candidates = [], VideoDecoder.candidates

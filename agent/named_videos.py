@@ -25,7 +25,7 @@ class NamedVideo:
 
 @dataclass(frozen=True)
 class UnusableVideo:
-    """What was given, or found in a folder, and is no video; ``reason`` is "code: sentence"."""
+    """A path that was given, or found in a folder, and is no video; ``reason`` is "code: sentence"."""
 
     path: Path
     reason: str
