@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ...base.errors import DataError
@@ -18,6 +21,7 @@ from .unreadable_files import UnreadableFiles
 
 FINISH_WITHIN_S = 5.0  # for the clip that is waited for, once asked to stop
 _POLL_S = 0.2
+MOST_LOOKED_AT = 256  # clips that wait, when a reader chooses its next
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,9 @@ class _Done(NamedTuple):
 class ReadAhead:
     """``submit`` clips, get them prepared with ``take``; each reader works in its own thread.
 
+    A reader goes on with segments of the file that it has open, and leaves those of other readers' files to them while
+    there is other work.
+
     One thread submits, and one, the same or another, takes. ``cancel`` and ``close``: when neither does so.
 
     Clips that are submitted and not returned stay in memory; the caller bounds their number, ``len``.
@@ -56,7 +63,10 @@ class ReadAhead:
 
     def __init__(self, readers: Sequence[ClipReader]) -> None:
         self._readers = tuple(readers)
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._tasks: deque[_Task] = deque()
+        self._changed = threading.Condition()  # guards the tasks, the open files and ``_closing``
+        self._open: dict[ClipReader, Path] = {}  # the file whose segment each reader read last
+        self._closing = False
         self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
         self._call = 0
         self._outstanding = 0
@@ -88,7 +98,9 @@ class ReadAhead:
             thread.start()
         with self._counting:
             self._outstanding += 1
-        self._tasks.put(_Task(self._call, key, clip))
+        with self._changed:
+            self._tasks.append(_Task(self._call, key, clip))
+            self._changed.notify()
 
     def take(self, timeout_s: float | None = None) -> ReadClip | None:
         """The next clip that is read, in any order; None when there is none within ``timeout_s`` (None: it waits).
@@ -130,8 +142,9 @@ class ReadAhead:
     def close(self) -> None:
         """End the decoders; clips that are being read are given up."""
         self.cancel()
-        for _ in self._threads:
-            self._tasks.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         for reader in tuple(self._busy):
             reader.video.interrupt()
         for thread in self._threads:
@@ -140,11 +153,30 @@ class ReadAhead:
             reader.close()
 
     def _work(self, reader: ClipReader) -> None:
-        while (task := self._tasks.get()) is not None:
+        while (task := self._next_task(reader)) is not None:
             self._busy.add(reader)  # before the next line: ``close`` sees a busy reader, or this one the new call
             if task.call == self._call:
                 self._done.put(_Done(task, _read(reader, task.clip, self._unreadable)))
             self._busy.discard(reader)
+
+    def _next_task(self, reader: ClipReader) -> _Task | None:
+        """Wait for the task that is ``reader``'s best; None when there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tasks or self._closing)
+            if self._closing:
+                return None
+            mine = self._open.get(reader)
+            others = {path for other, path in self._open.items() if other is not reader}
+            waiting = list(itertools.islice(self._tasks, MOST_LOOKED_AT))
+            ours = (task for task in waiting if task.clip.segment is not None and task.clip.path == mine)
+            free = (task for task in waiting if task.clip.segment is None or task.clip.path not in others)
+            task = next(ours, None) or next(free, None) or waiting[0]
+            self._tasks.remove(task)
+            if task.clip.segment is not None:
+                self._open[reader] = task.clip.path
+            else:
+                self._open.pop(reader, None)
+            return task
 
 
 def _read(reader: ClipReader, clip: Clip, unreadable: UnreadableFiles) -> PreparedClip | RefusedClip | BaseException:

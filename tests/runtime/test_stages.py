@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -220,7 +221,7 @@ def test_clips_in_work_are_counted_by_two_threads_at_once(toy_bundle):
     try:
         taker.start()
         for number in range(count):
-            ahead.submit(number)
+            ahead.submit(Clip(Path(f"{number}"), f"{number:064}"))
         taker.join()
     finally:
         sys.setswitchinterval(interval)
