@@ -77,4 +77,4 @@ async def read_body(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(bytes(body), type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Refused(400, f"not as expected: {error}", fix="reload the page", code="bad_request") from error
+        raise Refused(400, f"not as expected: {error}", fix="reload the page", code="page_request") from error

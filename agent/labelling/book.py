@@ -305,7 +305,7 @@ def _expected(row: RowRecord | None, path: str) -> LabelRow | None:
     if row is None:
         return None
     if clean_path(row.path) != clean_path(path):
-        raise Refused(400, "the expected row is another video's", fix="reload the page", code="bad_request")
+        raise Refused(400, "the expected row is another video's", fix="reload the page", code="page_request")
     segment = _segment(row.start_s, row.end_s)
     return LabelRow(0, row.path, row.label or None, segment, row.group, row.person, row.camera)
 

@@ -125,12 +125,12 @@ class PageState:
                 next_scan = time.monotonic() + max(RESCAN_EVERY_S, took / RESCAN_SHARE)
 
     def close(self) -> None:
-        """End the streams and the work that requests wait for, in the event loop's thread."""
+        """End the streams, in the event loop's thread."""
         self.events.end()
-        self.proxies.close()
 
     def close_threads(self) -> None:
         """End child processes, in any thread; waits for them."""
+        self.proxies.close()
         self.facts.close()
         if self._suggestions is not None:
             self._suggestions.close()

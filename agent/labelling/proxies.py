@@ -1,35 +1,61 @@
-"""Pieces of videos that browsers do not play, as small WebM, made by child processes and kept for a while.
+"""Pieces of videos that browsers do not play, as small WebM, made by decoder processes and kept for a while.
 
-At most ``MAX_CHILDREN`` are made at a time; one that the page no longer waits for is given up.
+At most ``MAX_CHILDREN`` are made at a time; one that the page no longer waits for is given up, with its process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from ...runtime.video.decoder import DecodeLimits
+from ...base.files import Stopped
+from ...runtime.video.decoder import DecodeLimits, VideoDecoder
 from .access import page_gone
 from .book import LabelBook
 from .folder_videos import FolderVideo
 
 MAX_CHILDREN = 2
 MAX_KEPT = 64 << 20  # bytes of pieces
-MAX_PIECE = 32 << 20  # bytes of one
 MADE_WITHIN_S = 60.0
 ASK_EVERY_S = 0.25  # whether the page still waits
 
 Key = tuple[str, int, int, float, float]
 
 
+@dataclass
+class _Slot:
+    """A decoder process, which keeps the video that it read last open."""
+
+    limits: DecodeLimits
+    decoder: VideoDecoder | None = None
+    video: str = ""  # identifier
+    busy: bool = False
+
+    def piece(self, path: Path, start_s: float, seconds: float) -> bytes:
+        """Return a piece. In a thread. Raises DataError, and Stopped after ``end``."""
+        if (decoder := self.decoder) is None:
+            decoder = self.decoder = VideoDecoder(None, self.limits)
+        return decoder.proxy(path, start_s=start_s, seconds=seconds)
+
+    def end(self) -> None:
+        """End the process, in the middle of a piece too."""
+        if (decoder := self.decoder) is not None:
+            self.decoder = None
+            decoder.interrupt()
+            if not self.busy:  # otherwise the thread that reads it does
+                decoder.close()
+
+
 class Proxies:
-    """Makes and keeps pieces. For the event loop's thread."""
+    """Makes and keeps pieces. For the event loop's thread, except ``close``."""
 
     def __init__(self, book: LabelBook) -> None:
-        self._book = book
+        self._root = book.videos_of.root
+        limits = DecodeLimits(timeout_s=MADE_WITHIN_S, inside=self._root)
+        self._slots = [_Slot(limits) for _ in range(MAX_CHILDREN)]
         self._free = asyncio.Semaphore(MAX_CHILDREN)
         self._kept: OrderedDict[Key, bytes] = OrderedDict()
         self._making: dict[Key, asyncio.Task[bytes]] = {}
@@ -60,34 +86,38 @@ class Proxies:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
+                del self._making[key]
                 task.cancel()
-                if self._making.get(key) is task:
-                    del self._making[key]
 
     def close(self) -> None:
-        """Give up the pieces that are being made."""
-        for task in self._making.values():
-            task.cancel()
+        """End the decoder processes."""
+        for slot in self._slots:
+            slot.end()
 
     async def _make(self, key: Key, video: FolderVideo) -> bytes:
         async with self._free:
-            data = await self._in_child(video, key[3], key[4])
+            free = [slot for slot in self._slots if not slot.busy]
+            slot = next((slot for slot in free if slot.video == video.id), free[0])
+            slot.busy, slot.video = True, video.id
+            try:
+                data = await _in_thread(slot, self._root / video.path, key)
+            finally:
+                slot.busy = False
         self._kept[key] = data
         while sum(map(len, self._kept.values())) > MAX_KEPT:
             self._kept.popitem(last=False)
         return data
 
-    async def _in_child(self, video: FolderVideo, start_s: float, seconds: float) -> bytes:
-        from ...runtime.video import proxy
 
-        made: Any = proxy
-        limits = DecodeLimits(timeout_s=MADE_WITHIN_S, inside=self._book.videos_of.root)
-        path = self._book.videos_of.root / video.path
-
-        def make() -> bytes:
-            result: Any = made.make_proxy(path, start_s=start_s, seconds=seconds, limits=limits)
-            return bytes(result) if isinstance(result, bytes | bytearray) else b"".join(result)
-
-        with contextlib.suppress(asyncio.CancelledError):
-            return await asyncio.to_thread(make)
-        raise page_gone()
+async def _in_thread(slot: _Slot, path: Path, key: Key) -> bytes:
+    """Return a piece; when this is cancelled the slot's process is ended, and its thread awaited."""
+    reading = asyncio.create_task(asyncio.to_thread(slot.piece, path, key[3], key[4]))
+    try:
+        return await asyncio.shield(reading)
+    except Stopped as error:
+        raise page_gone() from error
+    except asyncio.CancelledError:
+        slot.end()
+        await asyncio.wait({reading})
+        reading.exception()  # Stopped, usually
+        raise

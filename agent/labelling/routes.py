@@ -202,7 +202,7 @@ def _seconds(request: Request, name: str, default: float, *, most: float) -> flo
     except ValueError:
         value = -1.0
     if not 0 <= value <= most:
-        raise Refused(400, f"{name}: expected seconds from 0 to {most:g}", fix="reload the page", code="bad_request")
+        raise Refused(400, f"{name}: expected seconds from 0 to {most:g}", fix="reload the page", code="page_request")
     return value
 
 

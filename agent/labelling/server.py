@@ -105,8 +105,8 @@ class PageServer:
             await asyncio.sleep(0.1)
         watching.cancel()
         server.should_exit = True
-        await asyncio.to_thread(self._state.close_threads)
         self._state.close()
+        await asyncio.to_thread(self._state.close_threads)
         await serving
         with contextlib.suppress(asyncio.CancelledError):
             await watching

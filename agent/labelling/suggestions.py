@@ -69,12 +69,7 @@ class Suggestions:
 
     def _run(self, book: LabelBook, events: Events) -> None:
         store_read = False
-        while not self._ended:
-            with self._wake:
-                self._wake.wait_for(lambda: self._ended or self._on)
-                self._stop = Shutdown()
-                if self._ended:
-                    self._stop.request()
+        while self._wait_until_on():
             try:
                 with Worker(self._stop) as worker:
                     if not store_read:
@@ -86,6 +81,13 @@ class Suggestions:
             except FlamestError as error:  # a wrong bundle or model: the page goes on without suggestions
                 self._notice(f"no suggestions: {error.with_fix}")
                 self._on = False
+
+    def _wait_until_on(self) -> bool:
+        """Wait until suggestions are wanted. Returns False at the end."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._ended or self._on)
+            self._stop = Shutdown()
+            return not self._ended
 
     def _from_store(self, worker: Worker, book: LabelBook, events: Events) -> None:
         if self._request.store is None:

@@ -43,17 +43,17 @@ def test_segments_of_a_video_are_rows_of_their_own(page):
         ({"start_s": 4, "end_s": 4}, "segment"),
         ({"start_s": 4, "end_s": 3}, "segment"),
         ({"start_s": 4}, "segment"),
-        ({"start_s": -1, "end_s": 3}, "bad_request"),
-        ({"start_s": 0, "end_s": 1e300}, "bad_request"),
+        ({"start_s": -1, "end_s": 3}, "page_request"),
+        ({"start_s": 0, "end_s": 1e300}, "page_request"),
         ({"label": "a\nb"}, "name"),
         ({"label": "\u202egnp"}, "name"),
-        ({"label": "x" * 1001}, "bad_request"),
-        ({"label": "\ud800"}, "bad_request"),
+        ({"label": "x" * 1001}, "page_request"),
+        ({"label": "\ud800"}, "page_request"),
         ({"person": "\x00"}, "name"),
         ({"video": "nope"}, "no_video"),
         ({"video": "../../etc/passwd"}, "no_video"),
-        ({"unknown": 1}, "bad_request"),
-        ({"op": "drop"}, "bad_request"),
+        ({"unknown": 1}, "page_request"),
+        ({"op": "drop"}, "page_request"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_and_nothing_is_written(shared_page, fields, code):
@@ -179,7 +179,7 @@ def test_a_damaged_table_is_shown_and_never_written_over(page):
 
 
 @pytest.mark.parametrize(("number", "status", "code"), [(28, 507, "disk_full"), (30, 500, "storage")])
-def test_a_disk_that_takes_nothing_is_an_error_and_the_page_goes_on(page, monkeypatch, number, status, code):
+def test_a_disk_that_takes_nothing_is_an_error_of_the_save(page, monkeypatch, number, status, code):
     browser = page.browser()
     browser.put("a.mp4", "fall")
     before = (page.folder / "labels.csv").read_bytes()
@@ -237,7 +237,7 @@ def test_a_program_that_reads_meanwhile_sees_whole_tables_with_every_saved_label
     assert problems == []
 
 
-def test_a_table_that_is_written_in_place_is_read_once_it_is_whole(page):
+def test_a_table_written_in_place_is_read_once_it_is_whole(page):
     browser = page.browser()
     browser.put("a.mp4", "fall")
     with (page.folder / "labels.csv").open("w") as file:

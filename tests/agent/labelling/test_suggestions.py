@@ -69,7 +69,7 @@ def test_suggestions_can_be_stopped_and_started_again(serve, real_videos, toy_bu
     wait_for(browser, ["real0.avi"])
 
 
-def test_features_of_the_store_are_used_first_and_the_store_stays_as_it_is(serve, real_videos, toy_bundle, model):
+def test_features_of_the_store_are_used_and_it_stays_as_it_is(serve, real_videos, toy_bundle, model):
     store = real_videos.parent / "features.sqlite"
     for name in ("a.mp4", "b.mp4", "c.avi", "d.webm"):
         (real_videos / name).unlink()

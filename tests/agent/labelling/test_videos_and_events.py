@@ -13,6 +13,7 @@ import pytest
 from flamest.agent.labelling import events
 from flamest.agent.labelling.access import Refused
 from flamest.agent.labelling.file_part import parse_range
+from flamest.base.files import Stopped
 
 
 @pytest.mark.parametrize(
@@ -185,3 +186,50 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_answer_only(serve, videos
             received += len(chunk)
     assert received < 64 << 20
     assert browser.get("/api/state").status == 200
+
+
+def test_a_piece_of_a_video_that_browsers_do_not_play_is_webm(serve, videos, clips):
+    clips.write_clip(videos / "real.avi", frames=50, rate=25)
+    page = serve(videos)
+    browser = page.browser()
+    proxy = f"/api/proxy/{browser.video('real.avi')['id']}"
+    first = browser.get(f"{proxy}?start_s=0&seconds=1")
+    assert (first.status, first.headers["content-type"], first.body[:4]) == (200, "video/webm", b"\x1a\x45\xdf\xa3")
+    assert browser.get(f"{proxy}?start_s=0&seconds=1").body == first.body
+    after = browser.get(f"{proxy}?start_s=100&seconds=1")
+    assert (after.status, after.code) == (409, "segment_outside")
+    damaged = browser.get(f"/api/proxy/{browser.video('c.avi')['id']}?start_s=0&seconds=1")
+    assert (damaged.status, damaged.code) == (409, "video_not_video")
+    for query in ("start_s=-1", "start_s=nan", "start_s=inf", "start_s=x", "seconds=61", "start_s=1e400"):
+        assert browser.get(f"{proxy}?{query}").status == 400
+
+
+def test_a_piece_that_no_one_waits_for_is_given_up(serve, videos, monkeypatch):
+    reading, stopped = threading.Event(), threading.Event()
+
+    class SlowDecoder:
+        def __init__(self, *_):
+            self.ended = threading.Event()
+
+        def proxy(self, *_, **__):
+            reading.set()
+            self.ended.wait(30)
+            stopped.set()
+            raise Stopped
+
+        def interrupt(self):
+            self.ended.set()
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("flamest.agent.labelling.proxies.VideoDecoder", SlowDecoder)
+    page = serve(videos)
+    browser = page.browser()
+    video = browser.video("c.avi")["id"]
+    request = f"GET /api/proxy/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", page.port), timeout=20) as connection:
+        connection.sendall(request.encode())
+        assert reading.wait(20)
+        assert browser.put("a.mp4", "fall").json["applied"] == 1  # nothing waits for a piece
+    assert stopped.wait(20)
