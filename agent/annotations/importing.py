@@ -81,11 +81,12 @@ class Importer:
         self._plan = ImportPlan()
         self._rows: dict[tuple[str, Segment | None], LabelRow] = {}  # by the file that a row means, and segment
         self._of_file: dict[str, list[LabelRow]] = defaultdict(list)
+        self._groups: dict[str, set[str]] = defaultdict(set)  # groups that the rows of a file give
         self._imported: dict[tuple[str, Segment | None], tuple[str, int]] = {}  # where, and number in the plan
         for row in labels.rows:
             path = _relative(files.find(row.path)[0], self._folder)
             self._rows.setdefault((path, row.segment), row)
-            self._of_file[path].append(row)
+            self._add_row(path, row)
 
     def plan(self, sources: Iterable[tuple[str, AnnotationFile]]) -> ImportPlan:
         """Return the outcome of importing the files; the names are of the files, for messages."""
@@ -100,6 +101,11 @@ class Importer:
         self._find_overlaps()
         self._plan.notes.update(self._spans.notes)
         return self._plan
+
+    def _add_row(self, path: str, row: LabelRow) -> None:
+        self._of_file[path].append(row)
+        if row.label is not None or row.group:
+            self._groups[path].add(row.group)
 
     def _match_names(self, name: str, annotations: list[Annotation]) -> None:
         """Find the file of every video, once; a line for each that is not found, or not alone."""
@@ -147,7 +153,7 @@ class Importer:
             if found is None:
                 self._imported[path, segment] = where, len(self._plan.merged) - 1
             if found is None:
-                self._of_file[path].append(merged.change.row)
+                self._add_row(path, merged.change.row)
 
     def _beside(self, where: str, row: LabelRow, found: LabelRow) -> Merged:
         """Return the outcome of a clip that the table, or an annotation before it, has already."""
@@ -193,7 +199,7 @@ class Importer:
 
         The number of a track is no person that another video has too, and a video's rows may have a group already.
         """
-        groups = {row.group for row in self._of_file[path] if row.label is not None or row.group}
+        groups = self._groups[path]
         if len(groups) == 1 and (group := next(iter(groups))) and not (annotation.person and not annotation.track):
             return group
         return group_of(path, annotation.label, self._rules.groups) if annotation.track else ""

@@ -122,7 +122,8 @@ def _essence(result: object) -> object:
 
 
 def _read_results(found: AnnotationFile, where: str, video: str, results: list[Any]) -> None:
-    timeline = {each.get("id") for each in results if isinstance(each, dict) and each.get("type") == "timelinelabels"}
+    named = [each for each in results if isinstance(each, dict) and isinstance(each.get("id"), str)]
+    timeline = {each["id"] for each in named if each.get("type") == "timelinelabels"}
     for number, result in enumerate(results, 1):
         place = f"{where}, result {number}"
         try:
@@ -132,7 +133,7 @@ def _read_results(found: AnnotationFile, where: str, video: str, results: list[A
             kind = result.get("type")
             if not isinstance(kind, str):
                 raise Unusable("bad_entry", f"its type is {kind_of(kind)}, expected text")
-            if kind == "choices" and result.get("id") in timeline - {None}:
+            if kind == "choices" and isinstance(result.get("id"), str) and result["id"] in timeline:
                 found.notes["choices on a part of the timeline are not read: its label counts"] += 1
             else:
                 _read_value(found, place, video, kind, result.get("value"))

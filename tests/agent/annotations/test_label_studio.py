@@ -191,6 +191,7 @@ BAD_TASKS = {
     "no result": (task({"id": 3}), "bad_entry"),
     "region null": (task(annotation(None)), "bad_entry"),
     "region text": (task(annotation("walk")), "bad_entry"),
+    "an identifier that is an object": (task(annotation({**region(), "id": {}, "value": None})), "bad_entry"),
     "no type": (task(annotation(without(region(), "type"))), "bad_entry"),
     "type a list": (task(annotation({**region(), "type": ["timelinelabels"]})), "bad_entry"),
     "value null": (task(annotation({**region(), "value": None})), "bad_entry"),
