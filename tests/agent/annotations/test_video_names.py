@@ -94,7 +94,7 @@ def test_other_names_find_nothing(name):
     assert (match.path, match.candidates) == ("", ())
 
 
-def test_a_file_of_other_folders_is_not_preferred_to_one_of_another_case():
+def test_other_folders_are_not_preferred_to_another_case():
     match = VideoNames(["ward1/A.mp4", "ward2/a.mp4"]).match("D:/ward2/A.mp4")
     assert match.path == "ward2/a.mp4" or set(match.candidates) == {"ward1/A.mp4", "ward2/a.mp4"}
 
