@@ -3,10 +3,16 @@
 import apsw
 import numpy as np
 import pytest
+from flamest.agent.cli.main import app
+from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import Failure, FeatureRow, FeatureStore
 from flamest.agent.extraction.store_schema import FEATURE_STORE, TABLES
+from flamest.agent.status import LOCK_FILE, AgentStatus, write_status
+from flamest.agent.tasks import extract_new
 from flamest.base.errors import DataError
+from flamest.base.files import FileLock
 from flamest.runtime.clip_records import Caption, Clip, ClipFeatures, Segment, clip_identity
+from typer.testing import CliRunner
 
 FILE = "ab" * 32
 CUTS = (Segment(0, 2_500_000), Segment(2_500_000, 4_000_000), Segment(10_000_000, 12_000_000))
@@ -160,3 +166,42 @@ def test_a_segments_group_without_one_is_its_files_name(tmp_path):
     with FeatureStore.open(tmp_path / "s.sqlite") as store:
         store.add(made, features, name="ward/long.mp4#t=0,2.5")
         assert store.read().groups == ("long",)
+
+
+def test_commands_that_read_take_a_store_of_0_2_0_as_it_is(tmp_path):
+    path = old_store(tmp_path / "s.sqlite")
+    database = apsw.Connection(str(path))
+    database.execute("UPDATE clips SET label = 'run' WHERE label IS NULL")
+    database.close()
+    before = path.read_bytes()
+    for words in (
+        ["features", "--store", path, "--out", tmp_path / "f.npz"],
+        ["train", "--store", path, "--out", tmp_path / "m.safetensors", "--passes", 1, "--threads", 1],
+    ):
+        done = CliRunner().invoke(app, [*map(str, words), "--json"])
+        assert done.exit_code == 0, done.output
+    assert path.read_bytes() == before
+    with np.load(tmp_path / "f.npz") as written:
+        assert written["file"].tolist() == ["0.avi", "1.avi"]
+        assert np.isnan(written["start_s"]).all()
+
+
+def test_the_daemon_counts_unlisted_clips_and_names_none(tmp_path, toy_bundle, clips):
+    clips.write_clip(tmp_path / "videos" / "long.mp4", frames=50)
+    table = tmp_path / "videos" / "labels.csv"
+    request = ExtractRequest(toy_bundle, tmp_path / "videos", tmp_path / "s.sqlite", threads=1)
+    table.write_text("path,label,start_s,end_s\nlong.mp4,wave,0,1\nlong.mp4,run,1,2\n")
+    assert "unlisted" not in extract_new(request).figures
+    table.write_text("path,label,start_s,end_s\nlong.mp4,wave,0,0.8\nlong.mp4,run,1.2,2\n")
+    summary = extract_new(request)
+    assert (summary.figures["unlisted"], summary.unlisted, summary.figures["extracted"]) == (2, 2, 2)
+    assert "long" not in repr(summary)
+
+
+def test_status_shows_how_many_clips_are_unlisted(tmp_path):
+    connection = 'address = "h:1"\nca = "c"\ncertificate = "s"\nkey = "k"\n'
+    (tmp_path / "agent.toml").write_text(f'state = "."\nstore = "s.sqlite"\n[coordinator]\n{connection}')
+    write_status(tmp_path, AgentStatus(unlisted_clips=2))
+    with FileLock.take(tmp_path / LOCK_FILE, owner="flamest-agent"):  # otherwise status ends with 69
+        done = CliRunner().invoke(app, ["status", "--config", str(tmp_path / "agent.toml")])
+    assert "clips in the store that are not listed any more, and not trained on: 2" in done.output
