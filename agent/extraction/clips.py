@@ -138,7 +138,7 @@ def _place(clip: FoundClip) -> tuple[str, Segment]:
 
 
 class _Scan:
-    """What has been found so far."""
+    """A folder's clips, problems and notes that are found so far."""
 
     def __init__(self, folder: Path, root: Path, rules: ClipRules) -> None:
         self._folder, self.root, self._rules = folder, root, rules

@@ -25,7 +25,7 @@ CONTAINERS = _words("""
 GENERIC = _words("""
     img image pic photo dsc dscn dscf mvi pxl gopro gopr dji win mah whatsapp wa screen capture screenrecording
     screencast file row new old untitled unnamed final export output input raw orig original edit edited cropped resized
-    small compressed converted uncomp copy copia kopie copie duplicate demo example anon anonymized anonymised blurred
+    small compressed converted uncomp copy copia kopie copie duplicate demo example anon anonymized anonymised
     rgb depth color colour gray grey ir infrared thermal skeleton hd uhd fhd pro main sd lq hq avi mp4 webm mkv wmv h264
     h265 x264 x265 hevc mpeg mpeg4 xvid divx vp9 av1 mixed mix various misc other others all any unknown unlabelled
     unlabeled normal abnormal anomaly positive negative pos neg true false real fake simulated sim slow fast quick

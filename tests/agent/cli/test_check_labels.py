@@ -46,7 +46,7 @@ def test_a_near_miss_is_named_with_the_lines_to_add(tmp_path):
     ]
 
 
-def test_an_alias_makes_a_word_a_class_and_a_wrong_one_is_named(tmp_path):
+def test_an_alias_makes_a_class_and_a_wrong_one_is_named(tmp_path):
     names = ["Sturz/1.mp4", "walk/1.mp4"]
     assert label_notes(silo(tmp_path, names, '[labels.alias]\n"Sturz" = "fall"'), RUN) == []
     notes = label_notes(silo(tmp_path, names, '[labels.alias]\n"Sturz" = "tumble"'), RUN)

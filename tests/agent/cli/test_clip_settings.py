@@ -1,6 +1,10 @@
 """[groups] and [labels] of agent.toml: what they may say, and where they apply."""
 
+from pathlib import Path
+
 import pytest
+from flamest.agent.cli import AGENT
+from flamest.agent.cli.own_settings import own_rules
 from flamest.agent.extraction.groups import ClipRules, GroupRule
 from flamest.agent.settings import load_agent_settings
 from flamest.base.errors import SettingsError
@@ -59,3 +63,18 @@ def test_a_wrong_setting_is_named(tmp_path, text, message):
     with pytest.raises(SettingsError) as caught:
         settings(tmp_path, text)
     assert message in caught.value.message
+
+
+def test_a_command_by_hand_uses_the_daemons_rules(tmp_path, monkeypatch):
+    settings(tmp_path, '[groups]\nrule = "name"')
+    text = (tmp_path / "agent.toml").read_text().replace("[coord", 'bundle = "b"\nvideos = "videos"\n[coord')
+    (tmp_path / "agent.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    here, elsewhere = AGENT.place(None, None), AGENT.place(None, tmp_path)
+    assert own_rules(here, Path("videos")).groups.rule == "name"
+    assert own_rules(here, Path("other")).groups.rule == "auto"
+    assert own_rules(elsewhere, Path("other")).groups.rule == "name"
+    (tmp_path / "agent.toml").write_text("no toml")
+    assert own_rules(here, Path("videos")).groups.rule == "auto"
+    with pytest.raises(SettingsError):
+        own_rules(elsewhere, Path("videos"))

@@ -3,7 +3,7 @@
 import pytest
 from flamest.agent.extraction.aliases import LabelAliases, alias_problems, near_misses
 
-CLASSES = ["fall_down", "walking", "ClimbStairs", "wave", "sit", "stand", "Straße queren"]
+CLASSES = ["fall_down", "walking", "OpenDoor", "wave", "sit", "stand", "Straße queren"]
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ CLASSES = ["fall_down", "walking", "ClimbStairs", "wave", "sit", "stand", "Stra�
         ("down fall", ["fall_down"]),
         ("walk", ["walking"]),
         ("Walks", ["walking"]),
-        ("climb-stairs", ["ClimbStairs"]),
-        ("climbing stair", ["ClimbStairs"]),
+        ("open-doors", ["OpenDoor"]),
+        ("opening door", ["OpenDoor"]),
         ("waving", ["wave"]),
         ("wavve", ["wave"]),
         ("STRASSE QUEREN", ["Straße queren"]),

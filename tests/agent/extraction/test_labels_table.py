@@ -48,7 +48,7 @@ def test_segments_of_one_file_are_clips_of_their_own(tmp_path):
     assert {clip.path.name for clip in folder.clips} == {"rec.mp4"}
 
 
-def test_a_group_is_of_its_column_then_of_the_person_then_of_the_rule(tmp_path):
+def test_a_group_comes_from_column_then_person_then_rule(tmp_path):
     put(tmp_path, "a.mp4", "b.mp4", "lena_run1.mp4")
     folder = scan(tmp_path, "path,label,group,person\na.mp4,run,g,p\nb.mp4,run,,p\nlena_run1.mp4,run,,\n")
     assert [(clip.group, clip.grouped_by) for clip in folder.clips] == [
@@ -87,7 +87,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_row_that_cannot_be_used_is_named_and_the_others_are_read(tmp_path, row):
+def test_an_unusable_row_is_named_and_the_others_read(tmp_path, row):
     put(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     folder = scan(tmp_path, f"path,label,start_s,end_s\nb.mp4,x,,\n{row}\nc.mp4,x,1,2\n")
     assert [clip.name for clip in folder.clips] == ["b.mp4", "c.mp4#t=1,2"]
@@ -182,7 +182,7 @@ def test_a_search_in_another_case_stays_inside_the_folder(tmp_path):
         (b'path,label\na.mp4,x\n"b.mp4,x\nc.mp4,x\n', "line 3: a quote has no end", "close the quote"),
     ],
 )
-def test_a_file_that_is_no_such_table_is_refused_with_a_way_out(content, message, fix):
+def test_a_file_that_is_no_table_is_refused_with_a_fix(content, message, fix):
     with pytest.raises(DataError) as caught:
         parse_labels(content)
     assert caught.value.code == "labels_csv"
