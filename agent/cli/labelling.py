@@ -54,7 +54,7 @@ def label(
     machine cannot use it. To end: close the page, and press Ctrl-C in the terminal.
 
     From another computer, when the videos are on this one: start it here with --no-browser --port 8790, and there
-    ssh -L 8790:localhost:8790 THIS-MACHINE; then open the address there.
+    ssh -L 8790:127.0.0.1:8790 THIS-MACHINE; then open the address there.
 
     With a model of a run, or --bundle and --model, the page suggests a label for videos that have none. A running agent
     or flamest-agent extract may work on the folder meanwhile.

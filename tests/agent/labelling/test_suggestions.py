@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+from flamest.agent.cli import labelling
 from flamest.agent.extraction.extract import clips_to_extract, extract_clips
 from flamest.agent.extraction.report import ExtractRequest
+from flamest.agent.labelling.book import LabelBook
+from flamest.agent.labelling.page_state import Known
 from flamest.agent.labelling.suggestion_work import SuggestionRequest
+from flamest.agent.labelling.suggestions import Suggestions
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.model_file import ModelFile, write_model
 from flamest.runtime.bundle.manifest_reading import read_manifest
@@ -96,3 +101,40 @@ def test_a_wrong_bundle_ends_the_suggestions_and_nothing_else(serve, real_videos
     state = browser.state()
     assert (state["model"], state["suggesting"]) == (True, False)
     assert browser.put("a.mp4", "fall").json["applied"] == 1
+
+
+def test_the_video_that_was_looked_at_last_is_the_next(videos):
+    book = LabelBook(videos)
+    suggestions = Suggestions(SuggestionRequest(videos, videos))
+    names = {video.path: video for video in book.unlabelled()}
+    suggestions.prefer(names["b.mp4"].id)
+    suggestions.prefer(names["d.webm"].id)
+    suggestions.prefer("unknown")
+    order = []
+    for identifier, path, size, modified in suggestions._next(book):
+        order.append(path)
+        suggestions._done.add((identifier, size, modified))
+        if path == "a.mp4":
+            suggestions.prefer(names["c.avi"].id)
+    assert order == ["d.webm", "b.mp4", "a.mp4", "c.avi"]
+
+
+def test_the_silo_s_settings_give_model_classes_rules_and_aliases(videos, tmp_path, toy_bundle, model):
+    (tmp_path / "state").mkdir()
+    shutil.copy(model, tmp_path / "state" / "model.safetensors")
+    (tmp_path / "agent.toml").write_text(
+        f'state = "state"\nstore = "features.sqlite"\nbundle = "{toy_bundle}"\nvideos = "videos"\n'
+        '[coordinator]\naddress = "h:1"\nca = "c"\ncertificate = "c"\nkey = "k"\n'
+        '[groups]\nrule = "folder"\n[labels.alias]\n"laufen" = "run"\n'
+    )
+    settings = labelling._settings(None, tmp_path / "agent.toml", None)
+    assert settings is not None
+    found = labelling._suggestions((None, None), settings, settings.videos, ())
+    assert found == SuggestionRequest(toy_bundle, tmp_path / "state" / "model.safetensors", settings.store)
+    given = labelling._of_settings(settings, settings.videos, found.model)
+    assert given["known"] == Known(("run", "jump", "wave"), {"laufen": "run"}, settings.store)
+    assert given["rules"].groups.rule == "folder"
+    other = labelling._suggestions((None, None), settings, tmp_path, ())  # the store is of another folder
+    assert other is not None
+    assert other.store is None
+    assert labelling._suggestions((None, None), None, videos, ()) is None
