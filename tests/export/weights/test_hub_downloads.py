@@ -206,8 +206,9 @@ def test_a_full_disk_is_found_before_the_download(tmp_path, monkeypatch):
 
 def test_a_first_export_from_the_hub_gives_a_bundle(tmp_path, tiny_blip):
     """The whole command, as typed on a machine with network: repository in the published layout, small weights."""
-    words = ["--backend", "onnx", "--blip", "someone/captioner", "--slow", "random:tiny", "--threads", "1", "--json"]
-    command = [sys.executable, "-m", "flamest.export", *words, "--out", str(tmp_path / "bundle")]
+    words = ["--backend", "onnx", "--extractor", "blip", "--blip", "someone/captioner", "--slow", "random:tiny"]
+    words += ["--threads", "1", "--json", "--out", str(tmp_path / "bundle")]
+    command = [sys.executable, "-m", "flamest.export", *words]
     with serving() as web:
         web.hub = {"someone/captioner": small_files(tiny_blip.model)}
         variables = {"HF_ENDPOINT": web.address, "HF_HOME": str(tmp_path / "hf"), "no_proxy": "*"}
