@@ -229,11 +229,11 @@ def test_a_clip_that_kills_the_decoder_does_not_stop_the_others(request_, monkey
 
     candidates = VideoDecoder.candidates
 
-    def deadly(self, path):
+    def deadly(self, path, segment=None):
         if path.name == "2.avi":
             candidates(self, path)  # so that the process is ready
             os.kill(self.pid, signal.SIGKILL)
-        return candidates(self, path)
+        return candidates(self, path, segment)
 
     monkeypatch.setattr(VideoDecoder, "candidates", deadly)
     report = extract_folder(request_)
@@ -382,7 +382,7 @@ def test_extract_ends_with_one_json_object_of_the_documented_keys(request_):
     assert report.keys() == {
         "clips", "extracted", "skipped", "failed", "warnings", "ms_per_clip", "stages_ms", "peak_mb", "stopped",
         "precision", "choice", "followed", "backends", "pipeline", "crashes", "notes",
-        "unlisted",
+        "unlisted", "clip_notes",
     }  # fmt: skip
     assert (report["clips"], report["extracted"]) == (6, 5)
     assert report["failed"] == [
