@@ -297,6 +297,19 @@ def test_undo_and_redo_survive_a_reload(clips, folder, enter):
         wait_for_text(page, "#said", "Nothing to undo.")
 
 
+def test_a_label_stays_with_the_video_that_it_was_typed_for(clips, folder, enter):
+    copy(clips, folder)
+    with labelling(folder) as process:
+        page = enter(process)
+        type_class(page, "fall")  # the page asks the program for near misses, and the person goes on
+        press(page, "n")
+        type_class(page, "walk")
+        press(page, "n")
+        wait_until(lambda: labels_of(folder).get("clip_01.mp4") == "walk", "both are saved")
+        assert labels_of(folder)["clip_00.mp4"] == "fall"
+        assert labels_of(folder)["clip_02.mp4"] is None
+
+
 def test_two_tabs_follow_each_other_and_lose_nothing(clips, folder, enter, asked):
     copy(clips, folder)
     with labelling(folder) as process:

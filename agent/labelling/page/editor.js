@@ -47,9 +47,9 @@ export class Editor extends EventTarget {
     return found && this.selected === null ? found : null;
   }
 
-  name(row) {
+  name(row, rows = this.rows) {
     if (!row || !isSegment(row)) return "the whole video";
-    return `segment ${this.segments.findIndex(other => keyOf(other) === keyOf(row)) + 1}`;
+    return `segment ${inOrder(rows).filter(isSegment).findIndex(other => keyOf(other) === keyOf(row)) + 1}`;
   }
 
   // ---- choosing
@@ -127,15 +127,22 @@ export class Editor extends EventTarget {
     if (video) this.store.act([put(video, moved.before, moved.after)], "times of a segment");
   }
 
-  label(label) {
+  // What a label is for: kept while the page asks something about it, and the person goes on meanwhile.
+  get place() {
+    return {id: this.id, key: this.selected ?? "whole"};
+  }
+
+  label(label, place = this.place) {
     this.settle();
-    if (!this.video) return;
-    const before = this.target ?? null;
-    const after = {...(before ?? blank()), label};
-    const to = before && isSegment(before) ? this.name(before) : "the whole video";
+    const video = this.store.video(place.id);
+    if (!video) return;
+    const before = video.rows.find(row => keyOf(row) === place.key) ?? null;
+    if (!before && place.key !== "whole") return this.say(`Not labelled ${label}: the segment is no longer there.`);
+    const to = this.name(before, video.rows);
     if (before?.label === label) return this.say(`${capital(to)} is ${label} already.`);
-    this.save([put(this.video, before, after)], `${label} on ${to}`, `${label}: ${to}.`);
-    this.dispatchEvent(new CustomEvent("labelled", {detail: {whole: this.selected === null}}));
+    const where = place.id === this.id ? to : `${to} of ${video.name}`;
+    this.save([put(video, before, {...(before ?? blank()), label})], `${label} on ${to}`, `${label}: ${where}.`);
+    if (place.id === this.id && place.key === "whole") this.dispatchEvent(new Event("labelled"));
   }
 
   accept() {

@@ -36,7 +36,7 @@ class Page {
     this.classes = new Classes(byId("classes"), this.store, this.editor, {onSame: label => askSame(label, this.store)});
     this.field = new ClassField(byId("class-field"), byId("found"), this.store, {
       onChoose: label => this.editor.label(label),
-      onNew: label => confirmNewClass(label, this.store, chosen => this.editor.label(chosen)),
+      onNew: label => this.newClass(label),
     });
     this.actions = {
       type: () => byId("class-field").focus(), help: () => this.help(),
@@ -52,7 +52,7 @@ class Page {
     store.addEventListener("change", () => editor.follow());
     store.addEventListener("refused", ({detail: {action, error}}) => this.refused(action, error));
     editor.addEventListener("change", () => this.draw());
-    editor.addEventListener("labelled", ({detail}) => detail.whole && byId("advance").checked && this.videos.step(1));
+    editor.addEventListener("labelled", () => byId("advance").checked && this.videos.step(1));
     player.addEventListener("time", () => (timeline.drawTime(), this.drawTime()));
     player.addEventListener("state", () => this.drawTime());
     player.addEventListener("facts", () => (timeline.reset(), this.draw()));
@@ -132,6 +132,11 @@ class Page {
   refused(action, error) {
     byId("refused").hidden = false;
     byId("refused").append(make("p", {text: `Not saved: ${action.said}. ${error.sentence}.`}));
+  }
+
+  newClass(label) {
+    const {place} = this.editor;
+    return confirmNewClass(label, this.store, chosen => this.editor.label(chosen, place));
   }
 
   async switchSuggestions() {

@@ -16,6 +16,7 @@ export class Store extends EventTarget {
       tab, base: [], shown: new Map(), vocabulary: [], order: [], queue: [], conflicts: [], run: false, aliases: {},
       problems: [], folder: "", revision: null, undoable: 0, redoable: 0, writable: true, savedAt: null, trouble: null, kept: null, model: false,
       extracting: null, suggestions: new Map(), sending: false, acknowledged: 0,
+      turn: Promise.resolve(),
     });
   }
 
@@ -142,6 +143,8 @@ export class Store extends EventTarget {
   async sendFirst() {
     const [action] = this.queue;
     let answer;
+    action.sent = true;
+    this.keep();
     try {
       answer = await postJson("/api/changes", {tab: this.tab, changes: action.changes.map(change => this.wired(change))});
     } catch (error) {
@@ -186,16 +189,25 @@ export class Store extends EventTarget {
     this.recompute();
   }
 
-  // Undoes this tab's last action; returns a sentence about it.
-  async undo() {
-    const waiting = this.queue.length - (this.sending ? 1 : 0);
-    if (waiting > 0) {
+  // Undoes this tab's last action, after what is on its way; returns a sentence about it.
+  undo() {
+    return (this.turn = this.turn.then(() => this.undoNow()));
+  }
+
+  redo() {
+    return (this.turn = this.turn.then(() => this.redoNow()));
+  }
+
+  async undoNow() {
+    // One that was sent, and had no answer yet, may be in the file.
+    if (this.queue.length && !this.queue.at(-1).sent) {
       const {said} = this.queue.pop();
       this.keep();
       this.recompute();
       return `Undone: ${said}.`;
     }
-    if (this.sending) return "The last change is being saved: press u again in a moment.";
+    while (this.sending && this.queue.length) await new Promise(resolve => setTimeout(resolve, 20));
+    if (this.queue.length) return "Not undone: the change before is not saved yet.";
     if (!this.undoable) return "Nothing to undo.";
     const {steps} = this;
     const said = await this.replay("/api/undo", `Undone: ${
@@ -204,7 +216,7 @@ export class Store extends EventTarget {
     return said;
   }
 
-  async redo() {
+  async redoNow() {
     if (this.queue.length || !this.redoable) return "Nothing to do again.";
     return this.replay("/api/redo", "Done again", "Not done again");
   }
