@@ -94,6 +94,7 @@ def _practice(folder: Path, *, as_json: bool) -> dict[str, Any]:
             print(f"{folder}/{silo}/videos: {made.clips[silo]} labelled clips")
         if made.clips:
             print(f"{folder}/new: {made.clips['new']} clips to predict")
+            print(f"{folder}/recording: a long recording without labels")
         else:
             print("no clips: they are a silo's, and PyAV writes them (pip install 'flamest[agent]')")
     return {"practice": str(folder), "bundle": str(folder / "bundle"), "clips": made.clips, "written": made.written}

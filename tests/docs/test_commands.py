@@ -49,6 +49,7 @@ NOT_RUN = (
     ("README", "make demo", "sets up an environment"),
     ("operator", "python3 -m venv flamest-env", "installs the package"),
     ("silo", "python3 -m venv flamest-env", "installs the package"),
+    ("silo", "flamest-agent label --videos ../recording", "opens a browser"),
     ("researcher", "python3 -m venv flamest-env", "installs the package"),
     ("researcher", "pip install '.[export]'", "exports networks with PyTorch and takes an hour"),
 )

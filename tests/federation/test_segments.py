@@ -99,6 +99,7 @@ def test_the_model_names_segments_of_a_new_recording(federation, tmp_path):
     names = [f"{recording}#{part}" for _, part in parts]
     result = run_command("agent", "predict", "--bundle", federation.bundle, "--model", model, *names)
     found = result["predictions"]
-    assert [prediction["video"] for prediction in found] == names
+    assert {prediction["video"] for prediction in found} == {str(recording)}
+    assert [Segment.of_seconds(each["start_s"], each["end_s"]) for each in found] == [part for _, part in parts]
     right = [prediction["labels"][0]["label"] == label for prediction, (label, _) in zip(found, parts, strict=True)]
     assert sum(right) >= 4, found  # of 6; 2 by chance
