@@ -76,7 +76,8 @@ class Bundle:
         """Turn a folder of labelled videos into features.
 
         Args:
-            videos: A folder of ``LABEL/clip.mp4``, or one with a ``labels.csv`` (``path,label,group``).
+            videos: A folder of ``LABEL/clip.mp4``, or one with a ``labels.csv``: ``path,label``, and if wanted
+                ``group``, ``person``, ``camera``, and ``start_s,end_s`` for segments of long recordings.
             store: A feature store that keeps the embeddings: later calls compute new clips only. Without it nothing
                 is kept.
             threads: Cores for each network; all unless given.
@@ -139,6 +140,7 @@ def predict(
     model: Model | Run | PathLike,
     bundle: Bundle | PathLike,
     top: int = 5,
+    segments: bool = False,
     progress: bool = True,
 ) -> list[Prediction]:
     """Name the action in videos.
@@ -148,6 +150,7 @@ def predict(
         model: A model, the run that made it, or its file.
         bundle: The bundle whose embeddings it was trained on.
         top: How many labels to give for each video.
+        segments: Of folders take the clips that their ``labels.csv`` lists, not all files.
         progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
 
     Returns:
@@ -162,7 +165,7 @@ def predict(
         MissingExtra: A package of the extra ``agent`` is not installed.
     """
     top = whole_number("top", top, least=1, like=5)
-    files, unusable = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos)
+    files, unusable = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos, segments)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(path_of("bundle", bundle, like="bundle='miniworld'"))
     used = _model(model)
     found = predict_videos(opened.path, used.file(), files, top=top)
@@ -254,11 +257,12 @@ def _report_failures(report: ExtractReport) -> None:
     warnings.warn(f"{report.failed_clips} of {report.clips} clips are left out: {named}{more}", stacklevel=3)
 
 
-def _video_files(given: Sequence[PathLike]) -> tuple[list[NamedVideo], list[Prediction]]:
+def _video_files(given: Sequence[PathLike], segments: bool) -> tuple[list[NamedVideo], list[Prediction]]:
     """Return the video files, and what of the folders cannot be one. Raises DataError without any video."""
     if not isinstance(given, Iterable):
         raise UsageError(f"videos is {shown(given)}, expected paths", fix="write fl.predict(['clip.mp4'], …)")
-    files, problems = find_videos([path_of("a video", path, like="fl.predict(['clip.mp4'], …)") for path in given])
+    paths = [path_of("a video", path, like="fl.predict(['clip.mp4'], …)") for path in given]
+    files, problems = find_videos(paths, segments=segments)
     unusable = [Prediction(each.path, reason=each.reason) for each in problems]
     if not files:
         reasons = "; ".join(f"{each.video}: {each.reason}" for each in unusable[:MOST_NAMED])

@@ -46,6 +46,8 @@ def test_the_guides_code_runs_as_it_is_read(videos, tmp_path, monkeypatch, capsy
     for block in blocks:
         exec(compile(block, "docs/guides/python-api.md", "exec"), names)
     assert (tmp_path / "model.safetensors").exists()
+    assert str(names["found"].name) == "videos/night.mp4#t=0.5,3"
+    assert names["found"].label
     assert names["done"].classes == {"ball_lifting": {"new": 1, "changed": 0, "equal": 0, "conflicting": 0}}
     assert names["run"].strategy == "fedavg"
     assert float(capsys.readouterr().out.splitlines()[0]) > 0.2

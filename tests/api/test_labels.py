@@ -40,6 +40,10 @@ def test_cvats_tracks_become_clips_with_features(exported):
     assert sorted(f.names) == ["ball_lifting", "box_crossing"]
     assert set(f.files) == {"night.mp4"}
     assert parts[0][1] in f.segments
+    model = fl.train(f, rounds=2, hidden=(4,), progress=False).model
+    predicted = fl.predict(folder / "videos", model=model, bundle="miniworld", segments=True, progress=False)
+    assert sorted(each.name for each in predicted) == sorted(str(folder / "videos" / path) for path in f.paths)
+    assert all(each.labels for each in predicted)
     again = fl.import_labels([folder / "annotations.xml"], videos=folder / "videos", format="cvat")
     assert not again.written
     assert all(states["equal"] == 1 for states in again.classes.values())
