@@ -99,7 +99,7 @@ def import_labels(
         path_of("a file", path, like=LIKE) for path in ([files] if isinstance(files, str | os.PathLike) else files)
     ]
     check_videos_folder(folder)
-    options = ReadingOptions(next((each for each in FORMATS if each == format), None), label_attribute, choices)
+    options = ReadingOptions(next((each for each in FORMATS if each == format), None), label_attribute, choices=choices)
     sources = [(printable_path(path), read_annotations(path, options)) for path in paths]
     labels = LabelsFile.open(folder, rules=DEFAULT_RULES)
     with VideoDecoder(None, DecodeLimits(inside=folder.resolve())) as decoder:

@@ -8,8 +8,9 @@ https://github.com/cvat-ai/cvat/blob/develop/cvat/apps/dataset_manager/formats/c
   frame in which it is no longer there; between two listed frames it stays as the earlier one says. A track that is
   never ``outside`` ends with its last listed frame.
 - ``CVAT for video`` has no tags; ``CVAT for images`` has them in ``<image id="FRAME" name="frame_000012">``.
-- The video is ``<source>``, a file's name, in ``<meta>`` or in its ``<task>``; a project's tracks and images say which
-  task they are of (``task_id``).
+- A skeleton has no ``outside`` of its own: it is outside where all its elements are.
+- The video is ``<source>``, a file's name, in ``<meta>`` or in its ``<task>``, else the task's name where it is a
+  video's; a project's tracks and images say which task they are of (``task_id``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .annotation import (
     read_video_name,
     shown,
 )
+from .video_names import looks_like_video
 from .xml_events import parse_xml
 
 FORMAT = "cvat"
@@ -44,11 +46,13 @@ class CvatOptions:
     """Options of a reading."""
 
     label_attribute: str = ""  # an attribute whose value is the label; empty: the label of the track or tag
+    video: str = ""  # name of the video, where the file has none
 
 
 @dataclass
 class _Task:
     source: str = ""
+    name: str = ""
     step: int = 1
     bad_step: str = ""
 
@@ -60,6 +64,7 @@ class _Shape:
     frame: str | None
     outside: str
     attributes: dict[str, str] = field(default_factory=dict)
+    parts: set[str] = field(default_factory=set)  # ``outside`` of a skeleton's elements
 
 
 @dataclass
@@ -131,6 +136,8 @@ class _Reader:
             self._shape = _Shape(self._image[1].get("id"), "0")
             if "track_id" in attributes:
                 self._shape.attributes["track_id"] = attributes["track_id"]
+        elif len(path) == 4 and path[2] == "skeleton" and self._shape is not None and "outside" in attributes:
+            self._shape.parts.add(attributes["outside"])
         elif tag == "attribute":
             self._attribute = attributes.get("name", "")
 
@@ -193,6 +200,8 @@ class _Reader:
             task.step, task.bad_step = (step, "") if step else (1, text)
         elif tag == "id" and parent == "task":
             self._task_id = text
+        elif tag == "name" and parent == "task":
+            task.name = text
         elif tag == "task" and self._open_task is not None:
             if self._task_id in self._tasks:
                 raise self._not_cvat(f"two tasks have the id {shown(self._task_id)}")
@@ -209,6 +218,8 @@ class _Reader:
         else:
             task = next(iter(self._tasks.values()), self._task)
             task = replace(task, source=task.source or self._task.source)
+        if not task.source and (self._options.video or looks_like_video(task.name)):
+            task = replace(task, source=self._options.video or task.name)
         if task.bad_step:
             raise Unusable("bad_frame", f"the task's frame_filter is {shown(task.bad_step)}, expected step=N")
         return task
@@ -224,7 +235,7 @@ class _Reader:
 
     def _end_track(self, item: _Item) -> None:
         task = self._task_of(item.attributes)
-        video = read_video_name(task.source)
+        video = _video_of(task)
         label = read_label(item.attributes.get("label"))
         person = f"track {read_name(item.attributes.get('id'), 'the id') or self._tracks - 1}"
         sightings = _sightings(item.shapes, label, person, task.step, self._options.label_attribute)
@@ -238,7 +249,7 @@ class _Reader:
         image = self._image[1].get("name", "") if self._image else ""
         if not task.source and image and not re.fullmatch(r"frame_\d+(\.\w+)?", image):
             raise Unusable("no_video_name", f"the image {shown(image)} is of no video: the task is one of images")
-        video = read_video_name(task.source)
+        video = _video_of(task)
         label = read_label(item.attributes.get("label"))
         frame = read_frame(_whole(shape.frame), "the frame")
         label = _label_of(shape, label, self._options.label_attribute)
@@ -262,6 +273,12 @@ class _Reader:
         )
 
 
+def _video_of(task: _Task) -> str:
+    if not task.source.strip():
+        raise Unusable("no_video_name", "the file names no video: give it with --video NAME")
+    return read_video_name(task.source)
+
+
 def _sightings(shapes: list[_Shape], label: str, person: str, step: int, attribute: str) -> list[_Sighting]:
     """Return the contiguous stretches of a track that are not outside, cut where its label or person changes."""
     if not shapes:
@@ -277,7 +294,7 @@ def _sightings(shapes: list[_Shape], label: str, person: str, step: int, attribu
             raise Unusable("bad_track", f"outside is {shown(shape.outside)} in frame {frame}, expected 0 or 1")
         before = frame
         now = None
-        if shape.outside == "0":
+        if shape.outside == "0" and shape.parts != {"1"}:
             now = _Sighting(frame, frame + step, _label_of(shape, label, attribute), _person_of(shape, person))
         if seen and now and (seen.label, seen.person) == (now.label, now.person):
             seen = replace(seen, end=now.end)

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
-from ...base.errors import DataError, FlamestError, StorageError
+from ...base.errors import DataError, FlamestError, StorageError, UsageError
 from ...base.files import printable_path
 from ...runtime.clip_records import FrameTimes, Segment
 from .annotation import Annotation, FrameRange, Unusable
@@ -29,7 +29,12 @@ class SpanReader:
     """
 
     def __init__(self, timer: FrameTimer, fps: float | None = None) -> None:
-        """``fps``: rate for videos that state no usable times, and of a tool that counts at a rate of its own."""
+        """``fps``: rate for videos that state no usable times, and of a tool that counts at a rate of its own.
+
+        Raises UsageError for a rate that is not above 0.
+        """
+        if fps is not None and not 0 < fps < float("inf"):
+            raise UsageError(f"a rate of {fps} frames per second is none", fix="give one above 0, like 25")
         self._timer, self._fps = timer, fps
         self._times: dict[Path, FrameTimes | FlamestError] = {}
         self.notes: Counter[str] = Counter()

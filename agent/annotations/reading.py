@@ -30,6 +30,7 @@ class ReadingOptions:
 
     format: Format | None = None
     label_attribute: str = ""  # CVAT: the attribute whose value is the label
+    video: str = ""  # CVAT: name of the video of a file that names none
     choices: str = ""  # Label Studio, JSON-MIN: the control of whole videos' labels
 
 
@@ -43,7 +44,7 @@ def read_annotations(path: Path, options: ReadingOptions = ReadingOptions()) -> 
     name = printable_path(path)
     chosen = options.format or _recognise(path, name)
     if chosen == "cvat":
-        return _read_cvat(path, name, CvatOptions(options.label_attribute))
+        return _read_cvat(path, name, CvatOptions(options.label_attribute, options.video))
     if chosen == "segments":
         return read_segments(read_regular(path, largest=MAX_TABLE), name)
     document = decode_json(read_regular(path, largest=MAX_JSON), name)

@@ -76,6 +76,9 @@ def import_labels(
             help="For CVAT: the attribute whose value is the label, such as action; by default the track's own label.",
         ),
     ] = "",
+    video: Annotated[
+        str, typer.Option("--video", metavar="NAME", help="For CVAT: the video of a file that names none.")
+    ] = "",
     choices: Annotated[
         str,
         typer.Option("--choices", metavar="NAME", help="For Label Studio's JSON-MIN: the key of whole videos' labels."),
@@ -106,7 +109,9 @@ def import_labels(
 
     videos, rules = _place(videos, config, folder, say_so=not as_json)
     check_videos_folder(videos)
-    options = ReadingOptions(next((each for each in FORMATS if each == format.value), None), label_attribute, choices)
+    options = ReadingOptions(
+        next((each for each in FORMATS if each == format.value), None), label_attribute, video, choices
+    )
     sources, unread = _read_files(files, options)
     labels = LabelsFile.open(videos, rules=rules)
     was_there = bool(labels.revision)

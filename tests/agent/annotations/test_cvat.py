@@ -112,6 +112,16 @@ def test_other_shapes_and_skeletons_are_tracks_too(tmp_path):
     assert spans(found) == [("fall", FrameRange(1, 2), ""), ("sit", FrameRange(3, 4), "")]
 
 
+def test_a_skeleton_is_outside_where_all_its_points_are(tmp_path):
+    def skeleton(frame, *outsides):
+        points = "".join(f'<points label="{n}" outside="{each}" points="1,2"/>' for n, each in enumerate(outsides))
+        return f'<skeleton frame="{frame}" keyframe="1">{points}</skeleton>'
+
+    shapes = skeleton(3, 0, 0) + skeleton(4, 0, 1) + skeleton(8, 1, 1)
+    found = read(tmp_path, document(f'<track id="0" label="sit">{shapes}</track>'))
+    assert spans(found) == [("sit", FrameRange(3, 8), "")]
+
+
 def test_tags_of_neighbouring_frames_are_one_segment(tmp_path):
     content = document(image(3, "fall"), image(4, "fall", "lie"), image(5, "lie"), image(6), image(9, "fall"))
     assert sorted(spans(read(tmp_path, content))) == [
