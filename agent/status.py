@@ -44,7 +44,7 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str = ""  # of the refusal or failure in ``detail``: policy_refused, diverged, …
     extraction: str = ""  # why the last extraction failed; empty: it did not
     failed_clips: dict[str, int] = {}  # by code: clips that could not be used in the last extraction
-    unlisted_clips: int = 0  # clips in the store that have no label, since their files are listed otherwise now
+    unlisted_clips: int = 0  # clips in the store that are listed no more, and so have no label
     pid: int = 0
     since: str = ""  # UTC, when ``doing`` began
     silo: str = ""

@@ -154,7 +154,7 @@ class ExtractionSummary:
     backends: dict[str, str]  # by graph: where it ran; empty when nothing had to be extracted
     failed: dict[str, int]  # clips that cannot be used, by code
     used_stored_precision: bool = False  # the settings name no precision: the store's was used
-    unlisted: int = 0  # stored clips without a label, since their files are listed otherwise now
+    unlisted: int = 0  # stored clips that are listed no more, and so have no label
     notes: dict[str, int] = field(default_factory=dict)  # on groups, folders and segments: numbers by code
 
 

@@ -250,7 +250,7 @@ def _show(report: ExtractReport, store: Path) -> None:
     for note in report.notes:
         say(f"warning: {note}")
     if report.unlisted:
-        why = "their files are listed otherwise now"
+        why = "other parts of their files are, or none"
         say(f"{report.unlisted} clips in the store are not listed any more ({why}): kept, and not trained on")
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")

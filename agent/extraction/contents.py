@@ -57,6 +57,7 @@ class Contents:
         self._seen: dict[str, _Seen] = {}  # by identity
         self.listed: dict[str, set[str]] = {}  # identities of the clips met, by their files' SHA-256
         self.unidentified: set[str] = set()  # names of clips whose file could not be hashed
+        self.changed: set[str] = set()  # SHA-256 of files that were written to since
 
     def identify(self, found: FoundClip, stop: Callable[[], bool]) -> Clip | None:
         """Return a clip whose identity is met for the first time; None where its outcome is reported.
@@ -88,6 +89,7 @@ class Contents:
         """Raise DataError ``video_changed`` when the clip's file is not the one that was hashed, as its stamp."""
         seen = self._seen[clip.sha256]
         if _stamp(seen.found).content != seen.stamp.content:
+            self.changed.add(clip.file_sha256 or clip.sha256)
             raise _changed_error(seen.found)
 
     def finish(self, clip: Clip, outcome: Outcome) -> None:
@@ -117,6 +119,7 @@ class Contents:
             if self._file is None or self._file.path != found.path:
                 self._file = _HashedFile(found.path, stamp, content_hash(found.path, self._limits, stop))
             elif self._file.stamp.content != stamp.content:
+                self.changed.add(self._file.sha256)
                 raise _changed_error(found)
         except DataError as error:
             self._unusable = found.path, error

@@ -31,6 +31,7 @@ from .groups import DEFAULT_RULES, ClipRules
 from .networks_on_demand import NetworksOnDemand
 from .report import ClipWarning, ExtractReport, ExtractRequest
 from .store import FeatureStore
+from .unlisted import take_labels_of_unlisted
 
 IMPORTED = "imported:"  # before the name of embeddings that no bundle made
 MOST_STORED_TOGETHER = 256  # clips; being killed costs no more than these and those in progress
@@ -82,8 +83,8 @@ def extract_clips(
         extraction = _Extraction(request, store, _Callbacks(report, notice))
         with closing(extraction.networks):
             extraction.run(in_file_order(folder.clips, latest_first=request.retry), stop)
-            if folder.whole and len(outcomes) == len(folder.clips):
-                extraction.take_labels_of_unlisted(problem.name for problem in folder.problems)
+            if len(outcomes) == len(folder.clips):
+                take_labels_of_unlisted(store, folder, extraction.contents, request.limits, stop)
             return _report(folder, outcomes, extraction)
 
 
@@ -102,7 +103,7 @@ class _Extraction:
         manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = manifest.fingerprint
         self.networks = NetworksOnDemand(request, manifest, store, callbacks.notice)
-        self._contents = Contents(request.limits, callbacks.report)
+        self.contents = Contents(request.limits, callbacks.report)
         self._failures = KnownFailures(store, request.limits, retry=request.retry)
         self.spent_s = 0.0  # from the first clip's begin to the last one's end
 
@@ -140,7 +141,7 @@ class _Extraction:
             if stop():
                 return
             try:
-                clip = self._contents.identify(found, stop)
+                clip = self.contents.identify(found, stop)
             except Stopped:
                 return
             if clip is None:
@@ -149,7 +150,7 @@ class _Extraction:
             if known is None:
                 yield clip
             else:
-                self._contents.finish(clip, known)
+                self.contents.finish(clip, known)
 
     def _known_outcome(self, clip: Clip, found: FoundClip) -> Outcome | None:
         """Return the outcome of earlier runs, or of another segment of the file; None when it has to be extracted."""
@@ -163,12 +164,12 @@ class _Extraction:
         """Store the features, or the reasons why there are none, and report the outcomes."""
         problems = [self._problem(each) for each in extracted]
         self._store.add_all(
-            (each.clip, each.features, self._contents.found(each.clip).name)
+            (each.clip, each.features, self.contents.found(each.clip).name)
             for each, problem in zip(extracted, problems, strict=True)
             if problem is None and each.features is not None
         )
         for each, problem in zip(extracted, problems, strict=True):
-            found, features = self._contents.found(each.clip), each.features
+            found, features = self.contents.found(each.clip), each.features
             if problem is not None:
                 outcome = Outcome(self._failures.note(each.clip, found, problem))
             else:
@@ -176,7 +177,7 @@ class _Extraction:
                 self._failures.note_success(each.clip)
                 warnings = tuple(ClipWarning(found.name, warning) for warning in features.warnings)
                 outcome = Outcome(extracted=True, stages_ms=features.stages_ms, warnings=warnings)
-            self._contents.finish(each.clip, outcome)
+            self.contents.finish(each.clip, outcome)
 
     def _problem(self, extracted: ExtractionResult) -> DataError | None:
         """The reason why there is nothing to store, above all that the file is another one now; None for features."""
@@ -186,19 +187,10 @@ class _Extraction:
         if problem is not None and problem.code not in REMEMBERED_CODES:
             return problem
         try:
-            self._contents.check_unchanged(extracted.clip)
+            self.contents.check_unchanged(extracted.clip)
         except DataError as changed:
             return changed
         return problem
-
-    def take_labels_of_unlisted(self, problems: Iterable[str]) -> None:
-        """Take their labels from clips whose files are listed otherwise now; to be called when all clips were met.
-
-        ``problems``: names of clips that are listed and could not be looked at.
-        """
-        unknown = self._contents.unidentified.union(problems)
-        for file_sha256, identities in self._contents.listed.items():
-            self._store.keep_listed(file_sha256, identities, except_paths=unknown)
 
     @property
     def unlisted(self) -> int:

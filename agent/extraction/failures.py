@@ -63,11 +63,11 @@ def one_per_file(failed: Sequence[FailedClip], listed: Counter[str]) -> tuple[Fa
     """
     segments = Counter[str]()
     for name, count in listed.items():
-        segments[_file_of(name)] += count
+        segments[file_of_name(name)] += count
     same: dict[tuple[str, str], list[FailedClip]] = {}
     for each in failed:
         alone = each.code not in SHARED_CODES
-        same.setdefault((each.clip if alone else _file_of(each.clip), each.code), []).append(each)
+        same.setdefault((each.clip if alone else file_of_name(each.clip), each.code), []).append(each)
     shown: list[FailedClip] = []
     for (file, _), group in same.items():
         if len(group) < 2 or len(group) < segments[file]:
@@ -79,7 +79,8 @@ def one_per_file(failed: Sequence[FailedClip], listed: Counter[str]) -> tuple[Fa
     return tuple(shown)
 
 
-def _file_of(name: str) -> str:
+def file_of_name(name: str) -> str:
+    """Return the file's name of a clip's: without ``#t=12.5,17``."""
     return _SEGMENT_OF_NAME.sub("", name)
 
 

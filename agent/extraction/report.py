@@ -48,7 +48,7 @@ class ExtractReport:
     pipeline: dict[str, PipelineSizes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # on the store: what training has to know
     crashes: tuple[WorkerCrash, ...] = ()  # worker processes that ended; their clips went to others
-    unlisted: int = 0  # clips of the bundle in the store whose files are listed otherwise now: kept without a label
+    unlisted: int = 0  # clips of the bundle in the store that are listed no more: kept without a label
 
     @property
     def failed_clips(self) -> int:

@@ -140,6 +140,14 @@ class FeatureStore:
                 for sha256 in gone:
                     self._rows("UPDATE clips SET listed = 0 WHERE sha256 = ?", (sha256,))
 
+    def labelled_files(self) -> list[tuple[str, str]]:
+        """Return path, as last seen, and SHA-256 of the files whose clips have a label."""
+        query = (
+            "SELECT DISTINCT path, start_us, end_us, iif(file_sha256 = '', sha256, file_sha256) FROM clips"
+            " WHERE listed AND label IS NOT NULL"
+        )
+        return sorted({(file_of(path, self._segment(*times)), sha256) for path, *times, sha256 in self._rows(query)})
+
     def count_unlisted(self, fingerprint: str) -> int:
         """Count the clips with features of this bundle that have no label because they are listed no more."""
         query = (

@@ -240,10 +240,37 @@ def test_a_whole_file_that_becomes_segments_loses_its_label(request_):
     assert {name for name, label in labels_of(request_).items() if label} == {"ward/long.mp4", "ward/short.mp4"}
 
 
-def test_a_file_that_is_listed_no_more_keeps_its_labels(request_):
+def test_a_file_whose_rows_are_all_removed_loses_its_labels(request_):
+    listed(request_.videos, *CUTS, more="ward/short.mp4,run,,,,,\n")
+    extract_folder(request_)
+    listed(request_.videos, *CUTS)
+    assert extract_folder(request_).unlisted == 1
+    listed(request_.videos, more="ward/short.mp4,run,,,,,\n")
+    report = extract_folder(request_)
+    assert (report.extracted, report.unlisted) == (0, 4)
+    assert {name for name, label in labels_of(request_).items() if label} == {"ward/short.mp4"}
+
+
+def gone(videos):
+    (videos / "ward" / "long.mp4").unlink()
+
+
+def another(videos):
+    with (videos / "ward" / "long.mp4").open("ab") as file:
+        file.write(b"more")
+
+
+def linked_out(videos):
+    (videos / "ward" / "long.mp4").rename(videos.parent / "out.mp4")
+    (videos / "ward" / "long.mp4").symlink_to(videos.parent / "out.mp4")
+
+
+@pytest.mark.parametrize("change", [gone, another, linked_out])
+def test_a_file_that_is_gone_from_the_folder_keeps_its_labels(request_, change):
     listed(request_.videos, *CUTS, more="ward/short.mp4,run,,,,,\n")
     extract_folder(request_)
     listed(request_.videos, more="ward/short.mp4,run,,,,,\n")
+    change(request_.videos)
     assert extract_folder(request_).unlisted == 0
     assert None not in labels_of(request_).values()
 

@@ -168,7 +168,7 @@ def test_a_segments_group_without_one_is_its_files_name(tmp_path):
         assert store.read().groups == ("long",)
 
 
-def test_commands_that_read_take_a_store_of_0_2_0_as_it_is(tmp_path):
+def test_commands_that_read_leave_an_old_store_as_it_is(tmp_path):
     path = old_store(tmp_path / "s.sqlite")
     database = apsw.Connection(str(path))
     database.execute("UPDATE clips SET label = 'run' WHERE label IS NULL")
