@@ -80,7 +80,7 @@ def _read_video(found: AnnotationFile, where: str, video: str, entry: object) ->
     if not isinstance(annotations, list):
         raise Unusable("bad_entry", f"its annotations are {kind_of(annotations)}, expected a list")
     if not annotations:
-        found.notes["videos without annotations, as in a test set"] += 1
+        found.note("videos without annotations, as in a test set")
     for number, annotation in enumerate(annotations, 1):
         place = f"{where}, annotation {number}"
         try:

@@ -11,6 +11,8 @@ from ...runtime.clip_records import Segment
 from ..extraction.labels_table import MAX_NAME, MAX_TIME_S, is_text
 
 MAX_ANNOTATIONS = 1_000_000  # in one file
+MAX_PROBLEMS = 100_000
+MAX_NOTES = 200  # different ones
 MAX_FRAME = 1 << 31
 MAX_WHERE = 200  # characters of a name in a message
 
@@ -72,8 +74,19 @@ class AnnotationFile:
         self.annotations.append(annotation)
 
     def refuse(self, where: str, problem: Unusable) -> None:
-        """Note that an entry is not used."""
+        """Note that an entry is not used. Raises DataError ``too_many`` when hardly any can be."""
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise DataError(
+                f"more than {MAX_PROBLEMS:,} entries of the file cannot be used, the first: {self.problems[0].reason}",
+                fix="check that the file is of this format; --format names another one",
+                code="too_many",
+            )
         self.problems.append(EntryProblem(where, problem.code, problem.reason))
+
+    def note(self, sentence: str) -> None:
+        """Count a sentence on what was left out, or how something was read."""
+        if sentence in self.notes or len(self.notes) < MAX_NOTES:
+            self.notes[sentence] += 1
 
 
 def read_label(value: object, *, what: str = "the label") -> str:

@@ -161,7 +161,7 @@ class _Reader:
     def finish(self) -> AnnotationFile:
         """Return what was read, its frames joined to ranges."""
         if not self._tracks and not self._images and not self._found.problems:
-            self._found.notes["it has no tracks, tags or images"] += 1
+            self._found.note("it has no tracks, tags or images")
         for (video, label, person), frames in self._in_images.items():
             step = self._steps.get(video, 1)
             for first, end, where in _runs(frames, step):
@@ -187,7 +187,7 @@ class _Reader:
             self._item = _Item(f"tag {self._images}", tag, attributes, [_Shape(attributes.get("frame"), "0")])
             self._shape = self._item.shapes[0]
         elif tag not in ("version", "meta"):
-            self._found.notes[f"elements called {shown(tag)} are not read"] += 1
+            self._found.note(f"elements called {shown(tag)} are not read")
 
     def _end_meta(self, path: list[str], text: str) -> None:
         task = self._open_task or self._task

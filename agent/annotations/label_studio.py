@@ -76,7 +76,7 @@ def _read_task(found: AnnotationFile, where: str, task: dict[str, Any]) -> None:
     _check_keys(task["data"])
     video = _video_of(task["data"])
     if task.get("predictions"):
-        found.notes["predictions of a model are not read"] += 1
+        found.note("predictions of a model are not read")
     annotations = task.get("annotations", task.get("completions"))
     if not isinstance(annotations, list):
         raise Unusable("bad_entry", f"its annotations are {kind_of(annotations)}, expected a list")
@@ -86,7 +86,7 @@ def _read_task(found: AnnotationFile, where: str, task: dict[str, Any]) -> None:
         if not isinstance(annotation, dict):
             found.refuse(place, Unusable("bad_entry", f"it is {kind_of(annotation)}, expected an object"))
         elif annotation.get("was_cancelled") or annotation.get("skipped"):
-            found.notes["tasks that were skipped in Label Studio are not read"] += 1
+            found.note("tasks that were skipped in Label Studio are not read")
         elif not isinstance(annotation.get("result"), list):
             found.refuse(
                 place, Unusable("bad_entry", f"its result is {kind_of(annotation.get('result'))}, expected a list")
@@ -96,7 +96,7 @@ def _read_task(found: AnnotationFile, where: str, task: dict[str, Any]) -> None:
     for place, annotation in _chosen(found, results):
         _read_results(found, place, video, annotation["result"])
     if not annotations:
-        found.notes["tasks without annotations"] += 1
+        found.note("tasks without annotations")
 
 
 def _chosen(found: AnnotationFile, results: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
@@ -105,7 +105,7 @@ def _chosen(found: AnnotationFile, results: list[tuple[str, dict[str, Any]]]) ->
         return results
     truth = [each for each in results if each[1].get("ground_truth") is True]
     if len(truth) == 1:
-        found.notes["of several annotations of a task the ground truth is read"] += 1
+        found.note("of several annotations of a task the ground truth is read")
         return truth
     said = [sorted(map(repr, map(_essence, annotation["result"]))) for _, annotation in results]
     if all(each == said[0] for each in said):
@@ -134,7 +134,7 @@ def _read_results(found: AnnotationFile, where: str, video: str, results: list[A
             if not isinstance(kind, str):
                 raise Unusable("bad_entry", f"its type is {kind_of(kind)}, expected text")
             if kind == "choices" and isinstance(result.get("id"), str) and result["id"] in timeline:
-                found.notes["choices on a part of the timeline are not read: its label counts"] += 1
+                found.note("choices on a part of the timeline are not read: its label counts")
             else:
                 _read_value(found, place, video, kind, result.get("value"))
         except Unusable as problem:
@@ -143,13 +143,13 @@ def _read_results(found: AnnotationFile, where: str, video: str, results: list[A
 
 def _read_value(found: AnnotationFile, where: str, video: str, kind: str, value: object) -> None:
     if kind not in ("timelinelabels", "choices", "labels"):
-        found.notes[f"results of type {shown(kind)} are no labels of segments"] += 1
+        found.note(f"results of type {shown(kind)} are no labels of segments")
         return
     if not isinstance(value, dict):
         raise Unusable("bad_entry", f"its value is {kind_of(value)}, expected an object")
     _check_keys(value)
     if kind == "timelinelabels" and "ranges" not in value and "sequence" in value:
-        found.notes["copies of boxes among the timeline's labels are not read"] += 1
+        found.note("copies of boxes among the timeline's labels are not read")
         return
     label = _one_label(value.get(kind), kind)
     if kind == "choices":
@@ -217,7 +217,7 @@ def _read_min(found: AnnotationFile, where: str, record: dict[str, Any], choices
                     found.refuse(place, problem)
             elif isinstance(region, dict) and "sequence" in region:
                 used = True
-                found.notes["results of type 'videorectangle' are no labels of segments"] += 1
+                found.note("results of type 'videorectangle' are no labels of segments")
     named = [choices] if choices else [key for key in CHOICE_KEYS if key in record]
     for key in named:
         value = record.get(key)

@@ -7,9 +7,11 @@ caller saw is a conflict: it is returned, never applied.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -121,6 +123,7 @@ class LabelsFile:
         self._backed_up = False
         self._stamp: FileStamp | None = None
         self._mode = 0o644
+        self._owner = (-1, -1)  # user and group of the file; -1: whoever writes it
         self._data: bytes | None = None  # None: there is no file
         self.revision = ""  # hash of the content; empty without the file
         self._table = TableText.empty()
@@ -206,7 +209,8 @@ class LabelsFile:
             data = None
             if self._stamp is not None:
                 data = read_regular(self._path, largest=MAX_TABLE, inside=self.folder.resolve())
-                self._mode = self._path.stat().st_mode & 0o777
+                status = self._path.stat()
+                self._mode, self._owner = status.st_mode & 0o777, (status.st_uid, status.st_gid)
             if _stamp(self._path) == self._stamp:
                 self._data, self.revision = data, "" if data is None else sha256_bytes(data)
                 self._table, self._unlisted = self._fresh_table()
@@ -239,7 +243,7 @@ class LabelsFile:
             )
         return real
 
-    @contextmanager
+    @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         path = self.folder / LOCK_FILE
         if path.is_symlink():
@@ -261,7 +265,15 @@ class LabelsFile:
             yield
 
     def _write(self, data: bytes) -> bool:
-        """Replace the file. Returns False when another program wrote it since it was read."""
+        """Replace the file; mode and owner stay. Returns False when another program wrote it since it was read.
+
+        Raises StorageError for a file that this user may not write: being able to replace it is not enough.
+        """
+        if self._stamp is not None and not os.access(self._path, os.W_OK):
+            raise StorageError(
+                f"{printable_path(self._path)} is read-only for this user",
+                fix=f"allow it: chmod u+w {shlex.quote(str(self._path))}",
+            )
         if self._stamp is not None and not self._backed_up:
             old = read_regular(self._path, largest=MAX_TABLE)
             if sha256_bytes(old) != self.revision:
@@ -270,6 +282,8 @@ class LabelsFile:
         if _stamp(self._path) != self._stamp:
             return False
         write_atomic(self._path, data, mode=self._mode)
+        with contextlib.suppress(OSError):  # root only, where the owner is another
+            os.chown(self._path, *self._owner)
         self._backed_up = True
         return True
 

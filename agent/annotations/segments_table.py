@@ -112,7 +112,7 @@ def _header(cells: list[str], name: str, found: AnnotationFile) -> dict[str, int
         if known:
             columns[known] = number
         elif column:
-            found.notes[f"the column {shown(column)} is not read"] += 1
+            found.note(f"the column {shown(column)} is not read")
     if frames := [column for column in names if column in FRAME_COLUMNS]:
         raise _no_table(name, 1, f"the column {frames[0]} counts in frames, and from 0 or from 1 is unknown")
     if missing := [key for key in ("video", "label", "start", "end") if key not in columns]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -249,6 +250,22 @@ def test_a_failed_write_leaves_file_and_rows(folder: Path, monkeypatch: pytest.M
         file.apply([PutRow(row("c.mp4", "x"))])
     assert path.read_text() == "path,label\nwalk/a.mp4,walk\n"
     assert [found.path for found in file.rows] == ["walk/a.mp4"]
+
+
+def test_a_read_only_table_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder, "path,label\n")
+    monkeypatch.setattr(labels_file.os, "access", lambda *_: False)  # root may write everything
+    with pytest.raises(StorageError, match="read-only"):
+        LabelsFile.open(folder).apply([PutRow(row("c.mp4", "x"))])
+    assert path.read_text() == "path,label\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_table_stays_its_owners(folder: Path) -> None:
+    path = write(folder, "path,label\n")
+    os.chown(path, 12345, 54321)
+    LabelsFile.open(folder).apply([PutRow(row("c.mp4", "x"))])
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 54321)
 
 
 def test_rows_after_writes_are_those_of_the_file(folder: Path) -> None:

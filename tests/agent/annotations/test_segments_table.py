@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from flamest.agent.annotations import annotation
 from flamest.agent.annotations.reading import ReadingOptions, read_annotations
 from flamest.agent.annotations.segments_table import write_segments
 from flamest.agent.extraction.labels_table import LabelRow
@@ -147,6 +148,13 @@ def test_a_bad_row_is_named_and_the_rest_read(tmp_path, name):
     found = read(tmp_path, HEADER + row + "\n" + GOOD)
     assert [(problem.where, problem.code) for problem in found.problems] == [("line 2", code)]
     assert [each.video for each in found.annotations] == ["good.mp4"]
+
+
+def test_a_file_of_hardly_any_usable_row_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotation, "MAX_PROBLEMS", 10)
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, HEADER + "bad.mp4,,1,2\n" * 11)
+    assert raised.value.code == "too_many"
 
 
 def test_sixty_kinds_of_damage_are_tried():
