@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-from .scene_names import is_scene_word, known_data_set, person_in, recording_in, scene_in
+from .scene_names import is_scene_word, known_data_set, person_in, recording_in, scene_in, short_person_in
 
 RuleName = Literal["auto", "name", "folder", "suffix", "pattern"]
 LabelFolder = Literal["parent", "top"]
@@ -106,8 +106,8 @@ def _auto(path: str, stem: str, label: str | None) -> str:
     for name in (stem, *reversed(folders)):
         if person := person_in(name):
             return person
-    if recording := recording_in(stem):
-        return recording
+    if found := recording_in(stem) or short_person_in(stem, label):
+        return found
     inside = [folder for folder in _inside_class(path, label) if is_scene_word(folder)]
     return "/".join(inside) or scene_in(stem, label) or stem
 

@@ -1,9 +1,9 @@
 """Find the person or scene in a clip's file name: the rule ``auto`` of groups.py.
 
-Known data sets' names come first, then a person that the name numbers (``subject-03_…``), then the folders inside the
-class's folder, and last the name without what only counts, describes or repeats the label at its end: ``lena_run2`` is
-of ``lena``, ``s01_walk_take3`` of ``s01``, ``fall-01-cam0`` of ``fall-01``. A rest that names no scene (``walk_001``,
-``clip_17``, ``cam1_0004``) does not count: then the whole name is the group.
+Known data sets' names come first, then a person that the name numbers (``subject-03_…``, ``S02``), then the folders
+inside the class's folder, and last the name without what only counts, describes or repeats the label at its end:
+``lena_run2`` is of ``lena``, ``fall-01-cam0`` of ``fall-01``. A rest that names no scene (``walk_001``, ``clip_17``,
+``cam1_0004``) does not count: then the whole name is the group.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ MOMENT = re.compile(rf"{DATE}(?:[\sT_.-]|_?at)*{TIME}", re.IGNORECASE)
 DAY = re.compile(rf"{DATE}(?!\d)")
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 TOKEN = re.compile(r"[^\s_.()\[\]{}+,#~-]+")
+SHORT_PERSON = re.compile(r"(?P<word>[SPsp])(?P<number>[0-9]{1,3})")
 WORD_AND_NUMBER = re.compile(r"(?P<word>[^\W\d_]+)(?P<number>[0-9]+)")
 CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\dA-Z_]+|[0-9]+")
 
@@ -92,6 +93,17 @@ def person_in(name: str) -> str | None:
     return None
 
 
+def short_person_in(stem: str, label: str | None) -> str | None:
+    """Return the one subject or participant of a name by a short id: ``Lie_01_S02`` -> ``s2``, ``P03_cam01`` -> ``p3``."""
+    words = _label_words(label or "")
+    found = {
+        match["word"].lower() + str(int(match["number"]))
+        for token in TOKEN.findall(stem)
+        if token.lower() not in words and (match := SHORT_PERSON.fullmatch(token))
+    }
+    return found.pop() if len(found) == 1 else None
+
+
 def recording_in(stem: str) -> str | None:
     """Return performer or recording in the names of NTU RGB+D, GoPro cameras and pieces of YouTube videos."""
     if match := NTU.fullmatch(stem):
@@ -107,7 +119,7 @@ def scene_in(stem: str, label: str | None) -> str | None:
     """Return the shortest beginning of a name that says which scene it is of; None where only the whole name does."""
     tokens = list(TOKEN.finditer(stem))
     kinds = _kinds(stem, tokens, label)
-    has_label = Kind.LABEL in kinds or Kind.LABEL_NUMBER in kinds
+    labels = [place for place, kind in enumerate(kinds) if kind in (Kind.LABEL, Kind.LABEL_NUMBER)]
     best, numbers, kept = None, 0, list(kinds)
     while len(kept) > 1:
         last = kept[-1]
@@ -115,7 +127,7 @@ def scene_in(stem: str, label: str | None) -> str | None:
             break
         numbers += last is Kind.NUMBER
         kept.pop()
-        if _identifies(kept, has_label=has_label):
+        if _identifies(kept, label=labels[0] if labels else 0):
             best = stem[: tokens[len(kept) - 1].end()]
     return best
 
@@ -124,14 +136,17 @@ def is_scene_word(name: str) -> bool:
     """True for a folder's name that may be of a person or scene, such as ``anna``; False for ``cam1`` or ``part 2``."""
     tokens = list(TOKEN.finditer(name))
     kinds = _kinds(name, tokens, None)
-    return Kind.WORD in kinds or _identifies(kinds, has_label=False)
+    return Kind.WORD in kinds or _identifies(kinds, label=0)
 
 
-def _identifies(kinds: list[Kind], *, has_label: bool) -> bool:
-    """True where parts of a name say which scene: an id or a number does, a word only next to the label or a day."""
+def _identifies(kinds: list[Kind], *, label: int) -> bool:
+    """True where parts of a name say which scene: an id or a number does, a word only before the label or with a day.
+
+    ``label``: place of the label in the whole name, 0 without one.
+    """
     if any(kind in (Kind.ID, Kind.NUMBER, Kind.PIECE, Kind.LABEL_NUMBER) for kind in kinds):
         return True
-    return Kind.WORD in kinds and (has_label or Kind.DAY in kinds)
+    return Kind.WORD in kinds[:label] or (Kind.WORD in kinds and Kind.DAY in kinds)
 
 
 def _kinds(stem: str, tokens: list[re.Match[str]], label: str | None) -> list[Kind]:

@@ -53,6 +53,8 @@ SAME = {  # names that are of one person or scene: in one group
     "letters and the action": "walk: a_walk_01 a_walk_02 a_walk3",
     "a name and the action": "walk: anna_walk_01 anna_walk_02 anna_walking3 anna_01_walk",
     "a place and the action": "fall: kitchen_fall_01 kitchen_fall_02",
+    "a subject at the end": "Lie: Lie_01_S02 Lie_02_S02 Lie_03_s2",
+    "Breakfast": "cereals: P03_cam01_P03_cereals P03_cam02_P03_cereals P03_webcam01_P03_milk",
     "a short id": "walk: s01_walk_take3 s01_walk_take4 s01_walk_1",
     "a numbered room": "fall: room12_001 room12_002",
     "ShanghaiTech": "normal: 01_0014 01_0015",
@@ -82,6 +84,7 @@ APART = {  # names that only count: every clip is a group of its own
     "words around the label": "fall: fall_from_bed_001 fall_from_bed_002 real_fall_3",
     "a word and a number alone": "walk: anna_01 anna_02 morning_001",
     "odd names": "fall: !!! _001 _002 - (HQ)300+Yards ünïcode",
+    "ways to do it": "fall: fall_slipping_01 fall_slipping_02 backward_fall_by_slipping_3 backward_fall_by_slipping_4",
     "splits": "fall: train_0001 train_0002 test_0001 val-3",
 }
 
