@@ -94,7 +94,7 @@ def person_in(name: str) -> str | None:
 
 
 def short_person_in(stem: str, label: str | None) -> str | None:
-    """Return the one subject or participant of a name by a short id: ``Lie_01_S02`` -> ``s2``, ``P03_cam01`` -> ``p3``."""
+    """Return the one subject of a name with a short id: ``Lie_01_S02`` -> ``s2``, ``P03_cam01`` -> ``p3``."""
     words = _label_words(label or "")
     found = {
         match["word"].lower() + str(int(match["number"]))
