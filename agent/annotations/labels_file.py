@@ -1,7 +1,8 @@
 """Editing a ``labels.csv``: rows put and removed one by one, beside other programs that write the same file.
 
 Every write holds the lock file ``.labels.csv.lock``, reads the file again if it changed meanwhile, and replaces it
-atomically. Rows and columns that a change does not concern keep their bytes. A change that meets another row than the
+atomically. Rows and columns that a change does not concern keep their bytes, but for the empty cell of a column that a
+row makes necessary. A change that meets another row than the
 caller saw is a conflict: it is returned, never applied.
 """
 

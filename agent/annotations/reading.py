@@ -66,7 +66,7 @@ def _recognise(path: Path, name: str) -> Format:
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise DataError(f"{name} is empty", fix=_FIX, code="annotations_format")
-    if "<" in text[:2]:
+    if "<" in text[:3]:  # also of UTF-16, which begins with a mark
         return "cvat"
     if text[0] in "{[":
         return "label-studio"

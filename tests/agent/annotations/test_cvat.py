@@ -75,6 +75,13 @@ def test_frames_of_a_task_with_a_step_are_the_videos_own(tmp_path):
     assert spans(read(tmp_path, content)) == [("fall", FrameRange(0, 10), ""), ("fall", FrameRange(50, 55), "")]
 
 
+def test_other_encodings_that_xml_states_are_read(tmp_path):
+    text = document(GOOD).replace("walk", "läuft")
+    for encoding in ("utf-8-sig", "utf-16", "iso-8859-1"):
+        content = text.replace("utf-8", encoding.removesuffix("-sig")).encode(encoding)
+        assert [label for label, _, _ in spans(read(tmp_path, content))] == ["läuft"]
+
+
 def test_tracks_at_the_same_time_are_persons(tmp_path):
     content = document(track((0, 0), (10, 1)), track((5, 0), (20, 1), number=1, label="walk"))
     found = read(tmp_path, content)
