@@ -2,8 +2,7 @@
 
 Every write holds the lock file ``.labels.csv.lock``, reads the file again if it changed meanwhile, and replaces it
 atomically. Rows and columns that a change does not concern keep their bytes, but for the empty cell of a column that a
-row makes necessary. A change that meets another row than the
-caller saw is a conflict: it is returned, never applied.
+row makes necessary. A change that meets another row than the caller saw is a conflict: it is returned, never applied.
 """
 
 from __future__ import annotations
