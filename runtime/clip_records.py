@@ -85,7 +85,7 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class FrameTimes:
-    """When each frame of a video is shown, read from its container without decoding."""
+    """Times of all frames of a video, read from its container without decoding."""
 
     t_us: npt.NDArray[np.int64]  # [N >= 1], microseconds from the first frame, not decreasing
     key_frames: npt.NDArray[np.int64]  # [K], numbers of the frames that decoding can begin with

@@ -167,7 +167,7 @@ class VideoDecoder:
         )
 
     def frame_times(self, path: Path) -> FrameTimes:
-        """When each frame is shown, from the container alone: nothing but the first frame is decoded.
+        """Times of all frames, from the container alone: nothing but the first frame is decoded.
 
         Segments of this file that are asked for next find it open. Raises DataError as ``candidates``.
         """

@@ -39,7 +39,7 @@ class FramesInOrder:
 
     @property
     def end_us(self) -> int:
-        """Where the last frame so far ends."""
+        """Microseconds from the first frame to the end of the last one so far."""
         return self._latest[0] + self._length_us
 
     def next(self) -> Picture | None:

@@ -57,7 +57,7 @@ class OpenVideo:
 
     @property
     def end_us(self) -> int | None:
-        """Where the last frame ends; None where that is not known yet."""
+        """Microseconds from the first frame to the end of the last one; None where that is not known yet."""
         if self._index.usable:
             return self._index.end_us
         return self._in_order.end_us if self._in_order is not None and self._in_order.ended else None

@@ -111,7 +111,7 @@ class PacketIndex:
 
     @property
     def end_us(self) -> int:
-        """Where the last frame ends."""
+        """Microseconds from the first frame to the end of the last one."""
         assert self._t_us is not None
         length = ticks_us(self._last_ticks, self.base) if 0 < self._last_ticks < LARGEST_TICK else self._usual_us
         return int(self._t_us[self._order[-1]]) + length

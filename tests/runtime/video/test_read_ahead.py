@@ -1,4 +1,4 @@
-"""Which reader reads which clip."""
+"""Readers go on with the file that they have open."""
 
 import itertools
 import threading
