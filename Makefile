@@ -90,7 +90,7 @@ upgrades: setup  ## open and continue what release 0.2.0 wrote, made by the whee
 soak: setup  ## run the soak tests
 	$(PY) -m pytest -m soak
 
-pages: setup  ## test the report pages in a browser: needs Chromium (apt install chromium)
+pages: setup  ## test the report pages and the labelling page in a browser: needs Chromium (apt install chromium)
 	$(PY) -m pytest -m pages
 
 docs: setup  ## build the documentation as a site: build/site
@@ -118,8 +118,9 @@ notebook: setup  ## run examples/quickstart.ipynb and keep its outputs
 	$(PY) -c "import nbclient, nbformat; path = 'examples/quickstart.ipynb'; book = nbformat.read(path, 4); \
 	nbclient.NotebookClient(book, record_timing=False).execute(); nbformat.write(book, path)"
 
-screenshots: setup  ## take the documentation's screenshots of demo-out/report.html (after `make demo`)
+screenshots: setup  ## take the documentation's screenshots: of demo-out/report.html (after `make demo`), of the labelling page
 	$(PY) -m flamest.experiments.report.screenshots demo-out/report.html docs/images
+	$(PY) -m flamest.experiments.report.labelling_screenshots docs/images
 
 ##@ A release
 

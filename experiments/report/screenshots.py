@@ -73,7 +73,7 @@ def take_screenshots(page: Path, folder: Path) -> list[Path]:
     with open_browser() as browser:
         for shot in SCREENSHOTS:
             path = folder / f"{shot.name}.png"
-            write_atomic(path, _smaller(_take(browser, page, shot)))
+            write_atomic(path, smaller(_take(browser, page, shot)))
             written.append(path)
     return written
 
@@ -94,7 +94,7 @@ def _take(browser: Any, page: Path, shot: Screenshot) -> bytes:
         context.close()
 
 
-def _smaller(png: bytes) -> bytes:
+def smaller(png: bytes) -> bytes:
     """The picture with 256 colours, spread over all that it has: rare ones stay."""
     from PIL import Image
 
