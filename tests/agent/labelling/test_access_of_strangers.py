@@ -95,7 +95,7 @@ def test_guessing_is_limited_and_does_not_lock_the_owner_out(page):
     stranger = page.stranger()
     address = page.server.new_address()
     token = address.partition("token=")[2]
-    statuses = [stranger.get(f"/enter?token={token[:-1]}{index:x}").status for index in range(WRONG_TOKENS + 10)]
+    statuses = [stranger.get(f"/enter?token={token}{index}").status for index in range(WRONG_TOKENS + 10)]
     assert statuses[0] == 403
     assert statuses[-1] == 429
     assert stranger.enter(address).status == 200
