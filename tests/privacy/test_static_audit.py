@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # The client may use these packages, but no part of the agent that reads video, features, captions or labels.
 CLIENT_PACKAGES = {"agent", "base", "fedproto"}
 CLIP_READERS = ("agent/extraction", "agent/training", "agent/tasks.py", "agent/predict.py", "agent/settings.py")
+LABELLING = "agent/labelling"  # the page of `flamest-agent label`, which listens on loopback
+NAMES = "agent/annotations/video_names.py"  # takes addresses of exported tasks apart
 CHILDREN, CHANNEL = "base/child_process.py", "base/channel.py"
 NETWORK = {
     "socket", "ssl", "grpc", "http", "urllib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "telnetlib",
@@ -46,6 +48,12 @@ def used_of(module: str, path: Path) -> set[str]:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == module
     }
+
+
+def names_of(module: str, path: Path) -> set[str]:
+    """Return the names that a file imports from ``module``."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return {name.name for node in nodes if node.module == module for name in node.names}
 
 
 def reachable(start: Path) -> set[Path]:
@@ -126,15 +134,23 @@ def test_the_sending_rule_finds_another_sender(tmp_path):
 def test_only_the_connections_modules_import_network_modules():
     """gRPC in client, retries and error translation; a socket in the probe that explains a failed handshake.
 
-    Child processes talk to their parent over a pair of connected sockets, which have no address.
+    Child processes talk to their parent over a pair of connected sockets, which have no address. The labelling page has
+    one socket, and an event loop; importers take addresses apart.
     """
+    page = {path.relative_to(ROOT).as_posix(): imports(path)[1] & NETWORK for path in (ROOT / LABELLING).rglob("*.py")}
+    assert [name for name, used in page.items() if used - {"asyncio"}] == [f"{LABELLING}/server.py"]
+    assert used_of("socket", ROOT / LABELLING / "server.py") <= {
+        "socket", "AF_INET", "SOCK_STREAM", "SOL_SOCKET", "SO_REUSEADDR"
+    }  # fmt: skip
+    assert names_of("urllib.parse", ROOT / NAMES) == {"parse_qs", "unquote", "urlsplit"}
     found = {
         path.relative_to(ROOT).as_posix(): sorted(imports(path)[1] & NETWORK)
         for package in ("agent", "runtime", "fedproto", "base")
         for path in (ROOT / package).rglob("*.py")
-        if imports(path)[1] & NETWORK and "_pb2" not in path.name
+        if imports(path)[1] & NETWORK and "_pb2" not in path.name and ROOT / LABELLING not in path.parents
     }
     assert found == {
+        NAMES: ["urllib"],
         "agent/client.py": ["grpc"],
         "agent/client_errors.py": ["grpc"],
         "agent/handshake.py": ["socket", "ssl"],
@@ -145,6 +161,11 @@ def test_only_the_connections_modules_import_network_modules():
     }
     used = used_of("socket", ROOT / CHILDREN) | used_of("socket", ROOT / CHANNEL)
     assert used <= {"socket", "socketpair", "send_fds", "recv_fds", "MSG_DONTWAIT"}
+
+
+def test_the_daemon_reaches_no_module_of_the_labelling_page():
+    for start in ("daemon.py", "tasks.py", "worker.py", "cli/daemon.py"):
+        assert not any(ROOT / LABELLING in path.parents for path in reachable(ROOT / "agent" / start))
 
 
 WATCHED = """
