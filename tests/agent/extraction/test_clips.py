@@ -198,3 +198,15 @@ def test_a_path_that_is_no_folder_is_an_error_naming_it(tmp_path):
         find_clips(tmp_path / "nowhere")
     with pytest.raises(StorageError):
         find_clips(Path("/dev/null"))
+
+
+def test_a_clips_class_and_group_depend_on_no_other_clip(tmp_path):
+    names = [
+        f"{label}/{who}_{label}_{number}.mp4" for label in "xy" for who in ("lena", "p1", "b") for number in (1, 2)
+    ]
+    put(tmp_path, *names)
+    before = found(tmp_path)
+    for name in names:
+        (tmp_path / name).unlink()
+        assert found(tmp_path) == {other: said for other, said in before.items() if other != name}
+        put(tmp_path, name)
