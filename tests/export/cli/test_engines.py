@@ -253,7 +253,7 @@ def test_a_build_does_not_outlive_the_command_that_is_interrupted(one_machine, b
 
 
 def test_an_export_for_tensorrt_ends_in_a_bundle_with_engines(one_machine, tmp_path):
-    words = ("--backend", "tensorrt", "--extractor", "slow", "--weights", "random:tiny", "--threads", 1)
+    words = ("--backend", "tensorrt", "--extractor", "slow", "--weights", "miniworld", "--threads", 1)
     done = run(*words, "--tf32", "--max-batch", 4, "--out", tmp_path / "b", environment=one_machine)
     found = said(done)
     assert done.returncode == 0, done.stderr
