@@ -191,7 +191,7 @@ class Decoder:
 
 
 def _content(fd: int) -> tuple[int, int, int, int]:
-    """What tells one file from another, and from itself before it was written to."""
+    """Device, inode, size and time of change: another file, or one that was written to, differs."""
     found = os.fstat(fd)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
