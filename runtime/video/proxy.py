@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,5 +97,6 @@ def _scaled(frame: av.VideoFrame, shape: FrameShape, height: int, width: int) ->
     if not turns:
         return frame.reformat(width, height, format="yuv420p", threads=1)
     before = (height, width) if turns % 2 else (width, height)
-    rgb = np.rot90(frame.reformat(*before, format="rgb24", threads=1).to_ndarray(), turns)
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuv420p", threads=1)
+    rgb: Any = frame.reformat(*before, format="rgb24", threads=1).to_ndarray()
+    upright = np.ascontiguousarray(np.rot90(rgb, turns), dtype=np.uint8)
+    return av.VideoFrame.from_ndarray(upright, format="rgb24").reformat(format="yuv420p", threads=1)
