@@ -193,6 +193,20 @@ export class Player extends EventTarget {
 
 const rounded = seconds => Math.round(seconds * 1000) / 1000;
 
+// Makes a Void of the track's DefaultDuration (Matroska's 23E383): with it, a browser drops what follows a frame that
+// lasts more than twice as long; without it, a frame lasts until the next one.
+function withoutDefaultDuration(content) {
+  const bytes = new Uint8Array(content);
+  const most = Math.min(bytes.length - 4, 1024); // the head comes first
+  for (let at = 0; at < most; at += 1)
+    if (bytes[at] === 0x23 && bytes[at + 1] === 0xe3 && bytes[at + 2] === 0x83 && bytes[at + 3] > 0x80) {
+      const size = 4 + (bytes[at + 3] & 0x7f);
+      bytes.set([0xec, 0x80 | (size - 2)], at);
+      break;
+    }
+  return bytes;
+}
+
 // The pieces of one video, put into one stream (Media Source Extensions): seeking fetches the piece that is needed.
 class Pieces {
   constructor(element, id, duration, onProblem) {
@@ -240,7 +254,7 @@ class Pieces {
       const path = `/api/proxy/${this.id}?start_s=${piece * PIECE_S}&seconds=${PIECE_S}`;
       const content = await getBytes(path, {signal: fetching.signal});
       if (this.closed) return;
-      if (content.byteLength) await this.append(content);
+      if (content.byteLength) await this.append(withoutDefaultDuration(content));
       this.have.add(piece);
       this.finish();
     } catch (error) {
