@@ -1,6 +1,7 @@
 """The silo's policy: what it permits, refuses and reports."""
 
 import pickle
+import re
 
 import msgspec
 import pytest
@@ -161,6 +162,9 @@ def template_of_modes() -> set[str]:
     return {"sample_clip", "noise_multiplier"}  # docs/guides/privacy.md has them; their defaults need no change
 
 
+TABLE = re.compile(r"^(?:# )?\[[a-z.]+\]", re.MULTILINE)
+
+
 def test_every_line_of_the_template_is_valid_when_it_is_used(tmp_path):
     """One key at a time, each with the keys that its comment asks for."""
     path = write_settings_template(tmp_path, "silo.key")
@@ -173,14 +177,16 @@ def test_every_line_of_the_template_is_valid_when_it_is_used(tmp_path):
         "delta": 'privacy = "record-dp"\nepsilon = 8.0',
         "sample_clip": 'privacy = "record-dp"\nepsilon = 8.0\ndelta = 1e-5',
         "noise_multiplier": 'privacy = "record-dp"\nepsilon = 8.0\ndelta = 1e-5',
+        "pattern": 'rule = "pattern"',
     }
     offered = [line for line in template.splitlines() if line.startswith("# ") and " = " in line.partition("  #")[0]]
     assert len(offered) > 20
     for line in offered:
         key = line.removeprefix("# ").partition(" =")[0]
         used = template.replace(line, "\n".join((line.removeprefix("# "), needs.get(key, ""))))
-        if key in {field.name for field in msgspec.structs.fields(Work)}:
-            used = used.replace("# [work]", "[work]")
+        table = TABLE.findall(template[: template.index(line)])[-1:]  # the last one before this line
+        if table and table[0].startswith("# "):
+            used = used.replace(table[0], table[0].removeprefix("# "))
         if key in ("videos", "trusted_keys"):
             continue  # they name files
         path.write_text(used)

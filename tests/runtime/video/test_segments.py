@@ -43,7 +43,7 @@ FROM_THE_BEGINNING = {"refresh.mp4", "one_group.mp4", "b_frames.avi"}  # no othe
 
 def write(path, codec="libx264", options=None, *, times=None, first=0, frames=FRAMES):
     """A video of 25 frames a second, or with ``times`` (ticks of 1/1000 s), with a key frame every ``GROUP``."""
-    import av
+    import av.video.reformatter
 
     options, rate = {"g": str(GROUP), **(options or {})}, 25
     random = np.random.default_rng(frames)
@@ -70,16 +70,19 @@ def write(path, codec="libx264", options=None, *, times=None, first=0, frames=FR
 
 def shown(path):
     """Microseconds, pixels and key flag of every frame, decoded from the beginning by PyAV alone."""
-    import av
+    import av.video.reformatter
 
+    first, latest, found = 0, 0, []
+    converter = av.video.reformatter.VideoReformatter()  # a frame's own keeps threads as long as the frame lives
     with av.open(str(path)) as file:
         base, rate = file.streams.video[0].time_base, float(file.streams.video[0].average_rate or 25)
-        frames = list(file.decode(video=0))
-    first, latest, found = frames[0].pts or 0, 0, []
-    for number, frame in enumerate(frames):
-        known = frame.pts is not None
-        latest = max(latest, int((frame.pts - first) * base * 10**6 + Fraction(1, 2)) if known else number * 1e6 / rate)
-        found.append((latest, frame.to_ndarray(format="rgb24"), bool(frame.key_frame)))
+        for number, frame in enumerate(file.decode(video=0)):
+            first = first if number else frame.pts or 0
+            known = frame.pts is not None
+            exact = int((frame.pts - first) * base * 10**6 + Fraction(1, 2)) if known else number * 1e6 / rate
+            latest = max(latest, exact)
+            rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            found.append((latest, rgb, bool(frame.key_frame)))
     return found
 
 
