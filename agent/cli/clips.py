@@ -50,7 +50,7 @@ def clips(
         videos, aliases = videos or settings.videos, settings.aliases
     if videos is None:
         raise _no_videos(place.path)
-    rules = own_rules(place, videos)
+    rules = own_rules(place, videos, say_so=not as_json)
     found = clips_to_extract(videos, rules)
     counts = overview(videos, found, rules)
     if not as_json:

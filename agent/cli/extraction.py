@@ -116,7 +116,7 @@ def extract(
             backend_options = settings.work.backend_options
         device = settings.work.device if device is None else device
         pipeline = settings.work.pipeline(readers=readers, batch=batch)
-    rules = own_rules(AGENT.place(config, folder), videos)
+    rules = own_rules(AGENT.place(config, folder), videos, say_so=not as_json)
     request = ExtractRequest(
         resolve_bundle(bundle),
         videos,

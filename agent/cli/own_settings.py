@@ -39,24 +39,34 @@ def own_settings(place: Place, *missing: str) -> AgentSettings:
         ) from error
 
 
-def own_rules(place: Place, videos: Path) -> ClipRules:
+def own_rules(place: Place, videos: Path, *, say_so: bool = False) -> ClipRules:
     """Return the rules for groups and classes that hold for ``videos``.
 
     They are of the agent.toml that ``--config`` or ``--dir`` gives, or of one here if it watches this folder: a command
-    by hand must not label the daemon's clips otherwise than the daemon does. Raises as ``load_agent_settings`` for a
-    file that was given.
+    by hand must not label the daemon's clips otherwise than the daemon does. ``say_so``: print which rules are used
+    where an agent.toml has its own, and why. Raises as ``load_agent_settings`` for a file that is there or was given.
     """
-    from ...base.errors import FlamestError
+    from ...base.errors import UsageError
     from ..extraction.groups import DEFAULT_RULES
     from ..settings import load_agent_settings
 
     if place.config is not None or place.dir is not None:
         return load_agent_settings(place.path).rules
     try:
-        settings = load_agent_settings(place.path)
-    except FlamestError:
+        path = place.path
+    except UsageError:  # there is none here
         return DEFAULT_RULES
+    settings = load_agent_settings(path)
     watched = settings.videos is not None and settings.videos.resolve() == videos.resolve()
+    if say_so and settings.rules != DEFAULT_RULES:
+        if watched:
+            say(f"groups and classes by the rules of {path}, which watches this folder")
+        else:
+            watches = f"watches {settings.videos}" if settings.videos else "names no videos"
+            say(
+                f"groups and classes by the default rules, not by {path}: it {watches}, not {videos}; "
+                f"for its rules give --config {path}"
+            )
     return settings.rules if watched else DEFAULT_RULES
 
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-from .scene_names import is_scene_word, known_data_set, person_in, recording_in, scene_in, short_person_in
+from .scene_names import (
+    is_scene_name,
+    is_scene_word,
+    known_data_set,
+    person_in,
+    recording_in,
+    scene_in,
+    short_person_in,
+)
 
 RuleName = Literal["auto", "name", "folder", "suffix", "pattern"]
 LabelFolder = Literal["parent", "top"]
@@ -109,7 +117,10 @@ def _auto(path: str, stem: str, label: str | None) -> str:
     if found := recording_in(stem) or short_person_in(stem, label):
         return found
     inside = [folder for folder in _inside_class(path, label) if is_scene_word(folder)]
-    return "/".join(inside) or scene_in(stem, label) or stem
+    if found := "/".join(inside) or scene_in(stem, label):
+        return found
+    above = _above_class(path, label)
+    return "/".join(filter(is_scene_name, above)) or "/".join((*above, stem))
 
 
 def _other_folders(path: str, label: str | None) -> list[str]:
@@ -122,6 +133,14 @@ def _inside_class(path: str, label: str | None) -> tuple[str, ...]:
     """Return the folders between the class's folder and the file."""
     folders = PurePosixPath(path).parts[:-1]
     return folders[folders.index(label) + 1 :] if label in folders else ()
+
+
+def _above_class(path: str, label: str | None) -> tuple[str, ...]:
+    """Return the folders between a split, or the root, and the class's: ``anna`` of ``UCF/train/anna/walk/1.mp4``."""
+    folders = PurePosixPath(path).parts[:-1]
+    above = folders[: folders.index(label)] if label in folders else ()
+    splits = [place for place, folder in enumerate(above) if folder.casefold() in SPLIT_FOLDERS]
+    return above[splits[-1] + 1 :] if splits else above
 
 
 @functools.lru_cache(maxsize=8)

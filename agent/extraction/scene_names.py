@@ -34,7 +34,8 @@ YOUTUBE_PIECE = re.compile(r"(?:v_)?(?P<video>[\w-]{11})_\d{1,6}(?:_\d{1,6})?")
 
 PERSON = re.compile(
     r"(?:(?<![^\W\d_])|(?-i:(?<=[a-z])(?=[A-Z])))(?P<word>person|subject|subj|sub|patient|pat|participant|actor|proband|"
-    r"probandin|patientin|resident|volunteer|user|child|player|vp|sujet|persona|paciente|personne)"
+    r"probandin|patientin|resident|volunteer|user|child|player|vp|sujet|persona|paciente|personne|id|pid|case|client|performer|individual|bewohner|"
+    r"bewohnerin|caso)"
     r"[\s_.#-]?(?:(?P<number>[0-9]+)|(?P<letter>(?-i:[A-Z]))(?![^\W_]))",
     re.IGNORECASE,
 )
@@ -48,7 +49,10 @@ SHORT_PERSON = re.compile(r"(?P<word>[SPsp])(?P<number>[0-9]{1,3})")
 WORD_AND_NUMBER = re.compile(r"(?P<word>[^\W\d_]+)(?P<number>[0-9]+)")
 CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\dA-Z_]+|[0-9]+")
 
-FORMAT = re.compile(r"(?:\d{3,4}[pi]|\d{1,3}fps|\d+hz|\dk|\d{2,5}x\d{2,5}|[hx]26[45])", re.IGNORECASE)
+FORMAT = re.compile(
+    r"(?:\d{3,4}[pi]|p(?:240|360|480|540|720|1080|1440|2160)|\d{1,3}fps|\d+hz|\dk|\d{2,5}x\d{2,5}|[hx]26[45])",
+    re.IGNORECASE,
+)
 
 
 class Kind(Enum):
@@ -99,7 +103,7 @@ def short_person_in(stem: str, label: str | None) -> str | None:
     found = {
         match["word"].lower() + str(int(match["number"]))
         for token in TOKEN.findall(stem)
-        if token.lower() not in words and (match := SHORT_PERSON.fullmatch(token))
+        if token.lower() not in words and not FORMAT.fullmatch(token) and (match := SHORT_PERSON.fullmatch(token))
     }
     return found.pop() if len(found) == 1 else None
 
@@ -137,6 +141,12 @@ def is_scene_word(name: str) -> bool:
     tokens = list(TOKEN.finditer(name))
     kinds = _kinds(name, tokens, None)
     return Kind.WORD in kinds or _identifies(kinds, label=0)
+
+
+def is_scene_name(name: str) -> bool:
+    """True for the name of a folder over the classes that may be a person's: ``anna``, ``007``; not ``ward-3``."""
+    kinds = _kinds(name, list(TOKEN.finditer(name)), None)
+    return Kind.WORD in kinds or Kind.ID in kinds or (bool(kinds) and set(kinds) == {Kind.NUMBER})
 
 
 def _identifies(kinds: list[Kind], *, label: int) -> bool:

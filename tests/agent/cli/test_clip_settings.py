@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named(tmp_path, text, message):
     assert message in caught.value.message
 
 
-def test_a_command_by_hand_uses_the_daemons_rules(tmp_path, monkeypatch):
+def test_a_command_by_hand_uses_the_daemons_rules(tmp_path, monkeypatch, capsys):
     settings(tmp_path, '[groups]\nrule = "name"')
     text = (tmp_path / "agent.toml").read_text().replace("[coord", 'bundle = "b"\nvideos = "videos"\n[coord')
     (tmp_path / "agent.toml").write_text(text)
@@ -74,7 +74,20 @@ def test_a_command_by_hand_uses_the_daemons_rules(tmp_path, monkeypatch):
     assert own_rules(here, Path("videos")).groups.rule == "name"
     assert own_rules(here, Path("other")).groups.rule == "auto"
     assert own_rules(elsewhere, Path("other")).groups.rule == "name"
-    (tmp_path / "agent.toml").write_text("no toml")
+    assert capsys.readouterr().out == ""
+    own_rules(here, Path("videos"), say_so=True)
+    assert "by the rules of" in capsys.readouterr().out
+    own_rules(here, Path("other"), say_so=True)
+    assert "by the default rules, not by" in (said := capsys.readouterr().out)
+    assert "not other; for its rules give --config" in said
+    (tmp_path / "agent.toml").unlink()
     assert own_rules(here, Path("videos")).groups.rule == "auto"
-    with pytest.raises(SettingsError):
-        own_rules(elsewhere, Path("videos"))
+
+
+def test_a_broken_agent_toml_here_is_an_error(tmp_path, monkeypatch):
+    settings(tmp_path, "")
+    (tmp_path / "agent.toml").write_text(MINIMAL + '[groups]\nrul = "name"')
+    monkeypatch.chdir(tmp_path)
+    for place in AGENT.place(None, None), AGENT.place(None, tmp_path):
+        with pytest.raises(SettingsError, match=r"agent\.toml.*unknown key 'rul'"):
+            own_rules(place, Path("videos"))

@@ -149,7 +149,7 @@ RULES = [(rule, GroupRule(rule, "(?P<group>person[0-9]+)" if rule == "pattern" e
         ("walk/person2/01.mp4", "walk", ["person2", "01", "person2", "01", "person2"]),
         ("walk/anna/01.mp4", "walk", ["anna", "01", "anna", "01", "01"]),
         ("walk/cam1/01.mp4", "walk", ["01", "01", "cam1", "01", "01"]),
-        ("ward-3/fall/01.mp4", "fall", ["01", "01", "ward-3", "01", "01"]),
+        ("ward-3/fall/01.mp4", "fall", ["ward-3/01", "01", "ward-3", "01", "01"]),
         ("train/person2/fall/x_01.mp4", "fall", ["person2", "x_01", "person2", "x", "person2"]),
         ("patient-17/0001.mp4", "fall", ["patient17", "0001", "patient-17", "0001", "0001"]),
         ("walk/walk_001.mp4", "walk", ["walk_001", "walk_001", "walk_001", "walk", "walk_001"]),
@@ -193,3 +193,32 @@ def test_the_class_is_the_inner_or_the_outer_folder(folders, parent, top):
     parts = tuple(folders.split("/")) if folders else ()
     assert ClipRules().label_of(parts) == parent
     assert ClipRules(label_folder="top").label_of(parts) == top
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "group"),
+    [
+        ("anna/walk/01.mp4", "walk", "anna"),
+        ("anna/fall/IMG_0002.mp4", "fall", "anna"),
+        ("train/ben/walk/01.mp4", "walk", "ben"),
+        ("clinic/ben/walk/01.mp4", "walk", "ben"),
+        ("collection/train/walk/01.mp4", "walk", "01"),
+        ("007/walk/20231105_143000.mp4", "walk", "007"),
+        ("ward-3/fall/0001.mp4", "fall", "ward-3/0001"),
+        ("train/fall/0001.mp4", "fall", "0001"),
+        ("anna/walk/kitchen_walk_1.mp4", "walk", "kitchen"),
+        ("UCF101/Punch/v_Punch_g23_c01.avi", "Punch", "Punch_g23"),
+    ],
+)
+def test_a_bare_name_is_of_the_person_whose_folder_holds_the_classes(path, label, group):
+    assert group_of(path, label, GroupRule()) == group
+
+
+def test_numbers_of_ids_and_cases_are_persons():
+    stems = {"id_0007_walk_1": "id7", "ID-8_fall": "id8", "case_12_walk": "case12", "record_0007_walk": "record_0007"}
+    assert {stem: default_group(stem, "walk") for stem in stems} == stems
+
+
+def test_a_resolution_is_no_person():
+    stems = ["p1080_01", "p1080_02", "clip_p720", "clip_p720_2"]
+    assert len({default_group(stem, "walk") for stem in stems}) == len(stems)
