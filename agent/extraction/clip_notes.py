@@ -5,6 +5,7 @@ Each is for the person, with names and a way out; a log gets its code and number
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ def clip_notes(folder: ClipFolder, rules: ClipRules) -> tuple[ClipNote, ...]:
     """Return the notes on the clips, the most important first."""
     labelled = [clip for clip in folder.clips if clip.label is not None]
     return (
+        *_leak_notes(labelled),
         *([] if folder.listed else _folder_notes(folder.clips, rules)),
         *_group_notes(labelled),
         *_pattern_notes(folder.clips, rules),
@@ -90,7 +92,8 @@ def _folder_notes(clips: Sequence[FoundClip], rules: ClipRules) -> Iterator[Clip
             f"{counted(readings.clips, 'clip')} in folders inside folders: the class of {readings.example.name} is "
             f"'{inner}', the folder that holds it ({_classes(readings.parent)}); by the outermost folder it would be "
             f"'{outer}' ({_classes(readings.top)})",
-            'to take the outermost: folder = "top" under [labels] in agent.toml; a labels.csv says it clip by clip',
+            'to take the outermost: folder = "top" under [labels] in agent.toml; a labels.csv says it clip by clip; '
+            'where the class is right and the other folders are persons: rule = "folder" under [groups]',
         )
     splits = sorted({clip.label for clip in clips if clip.label and clip.label.casefold() in SPLIT_FOLDERS})
     if splits:
@@ -111,11 +114,17 @@ def _group_notes(labelled: Sequence[FoundClip]) -> Iterator[ClipNote]:
     if len(labelled) < 2:
         return
     sizes = Counter(clip.group for clip in labelled)
-    if len(sizes) == len(labelled):
+    alone = sum(size == 1 for size in sizes.values())
+    if 2 * alone > len(sizes):
+        which = (
+            f"every one of the {len(sizes)} groups"
+            if alone == len(sizes)
+            else f"each of {alone} of {len(sizes)} groups"
+        )
         yield ClipNote(
             "groups_of_one",
-            len(sizes),
-            f"every one of the {len(sizes)} groups has one clip: two clips of one person or scene may be on both sides "
+            alone,
+            f"{which} has one clip: two clips of one person or scene may be on both sides "
             "of the hold-out, and accuracy then looks too good",
             GROUP_FIX,
         )
@@ -143,6 +152,54 @@ def _group_notes(labelled: Sequence[FoundClip]) -> Iterator[ClipNote]:
             f"({listed_names(single)})",
             "add clips of another person or scene, or divide the group in labels.csv (column group or person)",
         )
+
+
+def _leak_notes(labelled: Sequence[FoundClip]) -> Iterator[ClipNote]:
+    """Return files of which several groups share frames, and those with a person in some rows alone."""
+    shared, partly = [], []
+    for of_file in _files_with_segments(labelled):
+        shared += _shared_between_groups(of_file)
+        without = next((clip for clip in of_file if clip.grouped_by == "rule"), None)
+        named = next((clip for clip in of_file if clip.person), None)
+        if without is not None and named is not None and without.group != named.group:
+            partly.append(f"{named.name} is of {named.person}, {without.name} of nobody")
+    if shared:
+        yield ClipNote(
+            "groups_overlap",
+            len(shared),
+            f"{counted(len(shared), 'clip')} with frames of another clip in another group: the same frames "
+            f"may be on both sides of the hold-out: {'; '.join(shared[:3])}" + ("; …" if len(shared) > 3 else ""),
+            "give both rows the same word in the column group of labels.csv",
+        )
+    if partly:
+        yield ClipNote(
+            "person_in_some_rows",
+            len(partly),
+            f"{counted(len(partly), 'file')} with a person in some rows and none in others, which are in another "
+            f"group: {'; '.join(partly[:3])}" + ("; …" if len(partly) > 3 else ""),
+            "fill the column person in all rows of the file, or the column group",
+        )
+
+
+def _shared_between_groups(of_file: Sequence[FoundClip]) -> list[str]:
+    """Return, for each clip that shares frames with an earlier one of another group, both; sorted by start."""
+    found = []
+    longest: dict[str, FoundClip] = {}  # at most two groups: those of the clips that end last
+    for clip in of_file:
+        start, end = _times(clip)
+        other = next((each for group, each in longest.items() if group != clip.group and _times(each)[1] > start), None)
+        if other is not None:
+            found.append(f"{other.name} ({other.group}) and {clip.segment or clip.name} ({clip.group})")
+        if clip.group not in longest or _times(longest[clip.group])[1] < end:
+            longest[clip.group] = clip
+        if len(longest) > 2:
+            del longest[min(longest, key=lambda group: _times(longest[group])[1])]
+    return found
+
+
+def _times(clip: FoundClip) -> tuple[float, float]:
+    """Return start and end in microseconds; of a whole file without an end."""
+    return (0, math.inf) if clip.segment is None else (clip.segment.start_us, clip.segment.end_us)
 
 
 def _pattern_notes(clips: Sequence[FoundClip], rules: ClipRules) -> Iterator[ClipNote]:

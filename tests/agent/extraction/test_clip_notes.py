@@ -109,3 +109,37 @@ def test_segments_that_touch_do_not_overlap_and_gaps_are_counted(tmp_path):
 
 def test_rows_that_are_read_otherwise_are_noted(tmp_path):
     assert notes(tmp_path, ["A.mp4"], "path,label\na.mp4,x\n")["rows_read_otherwise"].count == 1
+
+
+def test_a_few_pairs_do_not_silence_groups_of_one(tmp_path):
+    found = notes(tmp_path, [*(f"walk/walk_{n}.mp4" for n in range(7)), "fall/person1_1.mp4", "fall/person1_2.mp4"])
+    assert "each of 7 of 8 groups has one clip" in found["groups_of_one"].text
+
+
+def test_frames_shared_by_two_groups_are_noted(tmp_path):
+    table = """path,label,person,start_s,end_s
+rec1.mp4,walk,anna,0,5
+rec1.mp4,walk,anna,0.5,2
+rec1.mp4,walk,ben,1,4
+rec1.mp4,walk,carl,5,6
+rec2.mp4,fall,carl,0,5
+rec2.mp4,fall,,1,4
+"""
+    found = notes(tmp_path, ["rec1.mp4", "rec2.mp4"], table)
+    assert list(found)[:2] == ["groups_overlap", "person_in_some_rows"]
+    assert found["groups_overlap"].count == 2
+    assert "rec1.mp4#t=0,5 (anna) and t=1,4 (ben)" in found["groups_overlap"].text
+    assert found["person_in_some_rows"].count == 1
+    assert "rec2.mp4#t=0,5 is of carl, rec2.mp4#t=1,4 of nobody" in found["person_in_some_rows"].text
+
+
+def test_a_whole_file_and_its_segment_in_two_groups_are_noted(tmp_path):
+    table = "path,label,group,start_s,end_s\nrec1.mp4,walk,a,,\nrec1.mp4,walk,b,1,2\nrec1.mp4,walk,a,3,4\n"
+    note = notes(tmp_path, ["rec1.mp4"], table)["groups_overlap"]
+    assert note.count == 1
+    assert "rec1.mp4 (a) and t=1,2 (b)" in note.text
+
+
+def test_persons_in_the_outer_folders_have_a_rule(tmp_path):
+    names = [f"{person}/{label}/0{n}.mp4" for person in ("anna", "ben") for label in ("walk", "fall") for n in (1, 2)]
+    assert 'rule = "folder"' in notes(tmp_path, names)["folders_two_deep"].fix
