@@ -33,25 +33,25 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["fall", "run", "walk"]
 # They run first: one that began last would leave the other processes of a run idle.
 LONG_FILES = (
-    "docs/test_commands.py",
-    "export/cli/test_engines.py",
-    "experiments/test_demo.py",
-    "export/precision/test_half_form.py",
-    "export/test_older_form.py",
-    "export/gpu_check/test_dry_run.py",
-    "coordinator/serving/test_floods.py",
-    "export/precision/test_tensorrt_form.py",
-    "export/precision/test_bundles.py",
-    "export/networks/test_networks.py",
-    "export/weights/test_hub_downloads.py",
-    "export/test_packaged.py",
-    "experiments/paper/test_extraction.py",
+    "tests/docs/test_commands.py",
+    "tests/export/cli/test_engines.py",
+    "tests/experiments/test_demo.py",
+    "tests/export/precision/test_half_form.py",
+    "tests/export/test_older_form.py",
+    "tests/export/gpu_check/test_dry_run.py",
+    "tests/coordinator/serving/test_floods.py",
+    "tests/export/precision/test_tensorrt_form.py",
+    "tests/export/precision/test_bundles.py",
+    "tests/export/networks/test_networks.py",
+    "tests/export/weights/test_hub_downloads.py",
+    "tests/export/test_packaged.py",
+    "tests/experiments/paper/test_extraction.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first, in their order."""
-    places = {str(ROOT / "tests" / name): place for place, name in enumerate(LONG_FILES)}
+    places = {str(ROOT / name): place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 

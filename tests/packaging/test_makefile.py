@@ -26,7 +26,7 @@ def test_files_that_run_first_exist():
     conftest = (ROOT / "tests" / "conftest.py").read_text()
     names = re.findall(r'"(\S+\.py)"', conftest.partition("LONG_FILES = (")[2].partition("\n)")[0])
     assert names
-    assert [name for name in names if not (ROOT / "tests" / name).exists()] == []
+    assert [name for name in names if not (ROOT / name).exists()] == []
 
 
 def test_every_test_that_make_flower_leaves_out_exists():
