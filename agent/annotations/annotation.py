@@ -37,7 +37,7 @@ class Annotation:
     group: str = ""
     counted_rate: float | None = None  # frames per second that the file says the tool counted at
     counts_itself: bool = False  # the tool counts frames at a rate of its own, whatever the video has
-    track: bool = False  # person is a number of this file alone: no other video has the same
+    together: bool = False  # the video's rows must be held out together, whatever persons they have
 
 
 class EntryProblem(NamedTuple):

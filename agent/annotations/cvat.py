@@ -37,6 +37,7 @@ from .xml_events import parse_xml
 FORMAT = "cvat"
 SHAPES = frozenset({"box", "polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton"})
 PERSON_ATTRIBUTES = ("person", "person_id", "subject", "patient")
+UNDEFINED = "__undefined__"  # CVAT's value of an attribute that nobody has set
 MAX_SHAPES = 10_000_000
 _STEP = re.compile(r"step\s*=\s*([0-9]{1,6})")
 
@@ -168,10 +169,14 @@ class _Reader:
                 sighting = _Sighting(first, end, label, person)
                 self._by_video.setdefault(video, []).append((where, person.startswith("track "), [sighting]))
         for video, items in self._by_video.items():
-            several = _overlap([sightings for _, track, sightings in items if track])
+            several = _overlap([sightings for _, _, sightings in items])
+            mixed = _some_named(items)
             for where, track, sightings in items:
                 for seen in sightings:
-                    self._found.add(_annotation(where, video, seen, track=track, several=several))
+                    person = "" if track and not several and not mixed else seen.person
+                    span = FrameRange(seen.first, seen.end)
+                    together = several or mixed
+                    self._found.add(Annotation(where, video, seen.label, span, person=person, together=together))
         return self._found
 
     def _start_item(self, tag: str, attributes: dict[str, str]) -> None:
@@ -239,6 +244,10 @@ class _Reader:
         label = read_label(item.attributes.get("label"))
         person = f"track {read_name(item.attributes.get('id'), 'the id') or self._tracks - 1}"
         sightings = _sightings(item.shapes, label, person, task.step, self._options.label_attribute)
+        if self._options.label_attribute and any(
+            _is_unset(shape, self._options.label_attribute) for shape in item.shapes
+        ):
+            self._found.note(f"frames without a value of {shown(self._options.label_attribute)} are left out")
         named = any(seen.person != person for seen in sightings)
         self._by_video.setdefault(video, []).append((item.where, not named, sightings))
 
@@ -294,7 +303,7 @@ def _sightings(shapes: list[_Shape], label: str, person: str, step: int, attribu
             raise Unusable("bad_track", f"outside is {shown(shape.outside)} in frame {frame}, expected 0 or 1")
         before = frame
         now = None
-        if shape.outside == "0" and shape.parts != {"1"}:
+        if shape.outside == "0" and shape.parts != {"1"} and not _is_unset(shape, attribute):
             now = _Sighting(frame, frame + step, _label_of(shape, label, attribute), _person_of(shape, person))
         if seen and now and (seen.label, seen.person) == (now.label, now.person):
             seen = replace(seen, end=now.end)
@@ -304,20 +313,28 @@ def _sightings(shapes: list[_Shape], label: str, person: str, step: int, attribu
         seen = now
     if seen:
         found.append(seen)
+    if not found and attribute:
+        raise Unusable("no_label", f"the attribute {shown(attribute)} has no value in any of its frames")
     if not found:
         raise Unusable("bad_track", "it is outside in every frame")
     return found
 
 
+def _is_unset(shape: _Shape, attribute: str) -> bool:
+    """True where the attribute that is the label has no value in a frame, or CVAT's word for none."""
+    return bool(attribute) and shape.attributes.get(attribute, "").strip() in ("", UNDEFINED)
+
+
 def _label_of(shape: _Shape, label: str, attribute: str) -> str:
     if not attribute:
         return label
-    return read_label(shape.attributes.get(attribute), what=f"the attribute {shown(attribute)}")
+    value = shape.attributes.get(attribute)
+    return read_label("" if value == UNDEFINED else value, what=f"the attribute {shown(attribute)}")
 
 
 def _person_of(shape: _Shape, otherwise: str) -> str:
     names = {name.strip().casefold(): value for name, value in shape.attributes.items()}
-    found = next((names[name] for name in PERSON_ATTRIBUTES if names.get(name, "").strip()), "")
+    found = next((names[name] for name in PERSON_ATTRIBUTES if names.get(name, "").strip() not in ("", UNDEFINED)), "")
     return read_name(found, "the person") or otherwise
 
 
@@ -336,20 +353,19 @@ def _runs(frames: list[tuple[int, str]], step: int) -> list[tuple[int, int, str]
     return runs
 
 
-def _overlap(tracks: list[list[_Sighting]]) -> bool:
-    """Return True where two tracks are seen at the same time: they are different persons."""
-    spans = sorted((seen.first, seen.end, number) for number, seens in enumerate(tracks) for seen in seens)
-    end, owner = -1, -1
-    for first, last, number in spans:
-        if first < end and number != owner:
+def _some_named(items: list[tuple[str, bool, list[_Sighting]]]) -> bool:
+    """Return True where an attribute names the person in some of a video's items, and in others not."""
+    named = {bool(seen.person) and not track for _, track, sightings in items for seen in sightings}
+    return len(named) == 2
+
+
+def _overlap(items: list[list[_Sighting]]) -> bool:
+    """Return True where two persons are seen at the same time: tracks, or names."""
+    spans = sorted((seen.first, seen.end, seen.person) for seens in items for seen in seens if seen.person)
+    end, owner = -1, ""
+    for first, last, person in spans:
+        if first < end and person != owner:
             return True
         if last > end:
-            end, owner = last, number
+            end, owner = last, person
     return False
-
-
-def _annotation(where: str, video: str, seen: _Sighting, *, track: bool, several: bool) -> Annotation:
-    person = "" if track and not several else seen.person
-    return Annotation(
-        where, video, seen.label, FrameRange(seen.first, seen.end), person=person, track=track and several
-    )

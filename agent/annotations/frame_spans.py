@@ -12,6 +12,7 @@ from ...runtime.clip_records import FrameTimes, Segment
 from .annotation import Annotation, FrameRange, Unusable
 
 SAME_GAP = 0.1  # of a frame's time: gaps that differ less are one rate, rounded by the container
+END_US = 500_000  # microseconds: tools round a video's length
 CLOCK_US = 2000  # microseconds: containers that count in milliseconds
 
 
@@ -47,8 +48,10 @@ class SpanReader:
         times, ``empty_segment``.
         """
         span = annotation.span
-        if not isinstance(span, FrameRange):
-            return span
+        if span is None:
+            return None
+        if isinstance(span, Segment):
+            return self._within_the_video(span, path)
         times = self._frame_times(path)
         if annotation.counted_rate is not None:
             self.notes["ranges are read at the frame rate that the file states"] += 1
@@ -64,6 +67,19 @@ class SpanReader:
         if annotation.counts_itself:
             self._note_own_count(times)
         return self._at_own_times(span, times, path, counts_itself=annotation.counts_itself)
+
+    def _within_the_video(self, span: Segment, path: Path) -> Segment:
+        times = self._frame_times(path)
+        if not isinstance(times, FrameTimes) or not times.exact:
+            return span  # the extraction says what is wrong with the video
+        if span.start_us >= times.end_us:
+            raise Unusable(
+                "after_video", f"it starts at {span.start_s:g} s, and the video lasts {times.end_us / 1e6:g} s"
+            )
+        if span.end_us > times.end_us + END_US:
+            length = f"{times.end_us / 1e6:g} s"
+            self.notes[f"{printable_path(Path(path.name))}: segments end after the video, which lasts {length}"] += 1
+        return span
 
     def _at_own_times(self, span: FrameRange, times: FrameTimes, path: Path, *, counts_itself: bool) -> Segment:
         frames = len(times.t_us)

@@ -197,12 +197,12 @@ class Importer:
     def _group(self, annotation: Annotation, path: str) -> str:
         """Return the group that a row needs to be held out with the other rows of its video; empty where it needs none.
 
-        The number of a track is no person that another video has too, and a video's rows may have a group already.
+        Persons who are seen at the same time share frames, and a video's rows may have a group already.
         """
         groups = self._groups[path]
-        if len(groups) == 1 and (group := next(iter(groups))) and not (annotation.person and not annotation.track):
+        if len(groups) == 1 and (group := next(iter(groups))) and not (annotation.person and not annotation.together):
             return group
-        return group_of(path, annotation.label, self._rules.groups) if annotation.track else ""
+        return group_of(path, annotation.label, self._rules.groups) if annotation.together else ""
 
     def _find_overlaps(self) -> None:
         """Note new rows that share time with rows of the same video."""

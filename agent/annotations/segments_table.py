@@ -40,15 +40,20 @@ COLUMNS = {  # the names that each column is known by
 FRAME_COLUMNS = ("start_frame", "end_frame", "first_frame", "last_frame", "frame_start", "frame_end")
 _CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_SEPARATOR_LINE = re.compile(r"\Asep=.\r?\n", re.IGNORECASE)  # a spreadsheet's own first line
+_FIX_TEXT = "save it as CSV UTF-8: spreadsheets offer that among the file types"
 _FIX = "start the table with the line video,label,start,end; times are seconds from the video's first frame"
 
 
 def read_segments(content: bytes, name: str) -> AnnotationFile:
     """Read a table. Raises DataError ``annotations_table`` where it is none; ``name`` is the file's."""
-    text = _decode(content, name)
+    text = _SEPARATOR_LINE.sub("\n", _decode(content, name), count=1)  # lines keep their numbers
     found = AnnotationFile(FORMAT)
-    header = text.partition("\n")[0]
+    header = text.lstrip("\r\n").partition("\n")[0]
     separator = max(",;\t", key=header.count)
+    if "timelinelabels" in text and "label" not in header:
+        fix = "in Label Studio: Export, JSON"
+        raise _no_table(name, 1, "is Label Studio's CSV export: its segments are JSON inside of cells", fix=fix)
     lines = csv.reader(_lines(text, name), delimiter=separator, strict=True)
     columns: dict[str, int] = {}
     width = 0
@@ -63,6 +68,8 @@ def read_segments(content: bytes, name: str) -> AnnotationFile:
             continue
         if cells is None:
             break
+        if not columns and not cells:
+            continue
         if not columns:
             columns, width = _header(cells, name, found), len(cells)
         elif any(cell.strip() for cell in cells):
@@ -122,12 +129,12 @@ def _header(cells: list[str], name: str, found: AnnotationFile) -> dict[str, int
 
 def _decode(content: bytes, name: str) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _no_table(name, 1, "is UTF-16 text, expected UTF-8")
+        raise _no_table(name, 1, "is UTF-16 text, expected UTF-8", fix=_FIX_TEXT)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise _no_table(name, line, f"is not UTF-8 text: {error.reason}") from error
+        raise _no_table(name, line, f"is not UTF-8 text: {error.reason}", fix=_FIX_TEXT) from error
     if "\0" in text:
         raise _no_table(name, text.count("\n", 0, text.index("\0")) + 1, "holds a NUL: it is no text")
     return text
@@ -140,8 +147,8 @@ def _lines(text: str, name: str) -> Iterator[str]:
         yield line
 
 
-def _no_table(name: str, line: int, problem: str) -> DataError:
-    return DataError(f"{name}, line {line}: {problem}", fix=_FIX, code="annotations_table")
+def _no_table(name: str, line: int, problem: str, *, fix: str = _FIX) -> DataError:
+    return DataError(f"{name}, line {line}: {problem}", fix=fix, code="annotations_table")
 
 
 def write_segments(rows: Iterable[LabelRow]) -> bytes:

@@ -289,8 +289,10 @@ def _show_import(plan: ImportPlan, result: dict[str, Any], *, new_table: bool) -
     _show_lines("names that no table can have, not listed:", result["unlisted"])
     if result["dry_run"]:
         say(f"nothing was written (--dry-run); {counted(len(plan.changes), 'row')} would be")
+    elif not result["written"] and not any(merged.state == "equal" for merged in plan.merged):
+        say("nothing was written: nothing of it could be used")
     elif not result["written"]:
-        say("nothing to write: labels.csv says all of it already")
+        say("nothing to write: labels.csv says all that could be used already")
     else:
         made = " It is new, and lists all clips of the folder: add those that you put there later." if new_table else ""
         say(f"{counted(len(plan.changes), 'row')} written to {result['labels']}.{made}")

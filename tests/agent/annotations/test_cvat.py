@@ -86,14 +86,14 @@ def test_tracks_at_the_same_time_are_persons(tmp_path):
     content = document(track((0, 0), (10, 1)), track((5, 0), (20, 1), number=1, label="walk"))
     found = read(tmp_path, content)
     assert spans(found) == [("fall", FrameRange(0, 10), "track 0"), ("walk", FrameRange(5, 20), "track 1")]
-    assert all(each.track for each in found.annotations)
+    assert all(each.together for each in found.annotations)
 
 
 def test_an_attribute_names_the_person(tmp_path):
     content = document(track((0, 0), (10, 1), more=attribute("Patient", "p17")))
     found = read(tmp_path, content)
     assert spans(found) == [("fall", FrameRange(0, 10), "p17")]
-    assert not found.annotations[0].track
+    assert not found.annotations[0].together
 
 
 def test_an_attribute_is_the_label_where_it_is_asked_for(tmp_path):
@@ -106,6 +106,36 @@ def test_an_attribute_is_the_label_where_it_is_asked_for(tmp_path):
     assert spans(read(tmp_path, content, label_attribute="action")) == [
         ("walk", FrameRange(0, 10), ""),
         ("fall", FrameRange(10, 20), ""),
+    ]
+
+
+@pytest.mark.parametrize("unset", ["", "__undefined__"])
+def test_frames_without_a_value_are_left_out_alone(tmp_path, unset):
+    boxes = "".join(
+        f'<box frame="{frame}" outside="{outside}">{attribute("action", action)}</box>'
+        for frame, outside, action in ((0, 0, "walk"), (10, 0, unset), (20, 0, "fall"), (30, 1, unset))
+    )
+    content = document(f'<track id="0" label="person">{boxes}</track>')
+    found = read(tmp_path, content, label_attribute="action")
+    assert spans(found) == [("walk", FrameRange(0, 10), ""), ("fall", FrameRange(20, 30), "")]
+    assert found.notes["frames without a value of 'action' are left out"] == 1
+
+
+@pytest.mark.parametrize("second", [(5, 0), (50, 0)])
+def test_a_named_person_and_another_track_are_held_out_together(tmp_path, second):
+    named = track((0, 0), (10, 1), more=attribute("person", "anna"))
+    found = read(tmp_path, document(named, track(second, (60, 1), number=1, label="walk")))
+    assert [(each.person, each.together) for each in found.annotations] == [("anna", True), ("track 1", True)]
+
+
+def test_two_named_persons_at_once_are_held_out_together(tmp_path):
+    content = document(
+        track((0, 0), (10, 1), more=attribute("person", "anna")),
+        track((5, 0), (20, 1), number=1, more=attribute("person", "ben")),
+    )
+    assert [(each.person, each.together) for each in read(tmp_path, content).annotations] == [
+        ("anna", True),
+        ("ben", True),
     ]
 
 
@@ -149,7 +179,7 @@ def test_tags_and_boxes_of_images_have_attributes(tmp_path):
     )
     content = document(image(0, "x", more=attribute("action", "walk") + attribute("person", "p2")), box)
     found = read(tmp_path, content, label_attribute="action")
-    assert [(each.label, each.person) for each in found.annotations] == [("walk", "p2"), ("run", "")]
+    assert [(each.label, each.person) for each in found.annotations] == [("walk", "p2"), ("run", "track 3")]
 
 
 def test_a_projects_tasks_have_videos_of_their_own(tmp_path):

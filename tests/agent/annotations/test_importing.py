@@ -14,10 +14,10 @@ from flamest.runtime.clip_records import FrameTimes, Segment
 
 
 class Timer:
-    """Every video has 100 frames, 40 ms each."""
+    """Every video has 1,000 frames, 40 ms each."""
 
     def frame_times(self, path):
-        return FrameTimes(np.arange(100, dtype=np.int64) * 40_000, np.zeros(1, np.int64), 4_000_000)
+        return FrameTimes(np.arange(1000, dtype=np.int64) * 40_000, np.zeros(1, np.int64), 40_000_000)
 
 
 @pytest.fixture
@@ -115,6 +115,15 @@ def test_shared_time_is_a_line_but_for_two_persons(folder):
     assert not any("20–22" in line for line in lines)
 
 
+def test_a_segment_after_its_videos_end_is_a_line(folder):
+    made = plan(folder, said("long.mp4", "fall", seconds(50, 99)), said("long.mp4", "fall", seconds(39, 42)))
+    assert [(problem.code, problem.reason) for problem in made.problems] == [
+        ("after_video", "it starts at 50 s, and the video lasts 40 s")
+    ]
+    assert states(made) == ["new"]
+    assert made.notes["long.mp4: segments end after the video, which lasts 40 s"] == 1
+
+
 def test_rows_of_one_table_name_their_files_in_any_way(folder):
     (folder / "labels.csv").write_text("path,label\nWALK\\A.mp4,walk\n")
     assert states(plan(folder, said("a.mp4", "walk"))) == ["equal"]
@@ -122,8 +131,8 @@ def test_rows_of_one_table_name_their_files_in_any_way(folder):
 
 def test_numbers_of_tracks_do_not_part_a_video(folder):
     tracks = [
-        said("long.mp4", "walk", FrameRange(0, 50), person="track 0", track=True),
-        said("long.mp4", "fall", FrameRange(25, 75), person="track 1", track=True),
+        said("long.mp4", "walk", FrameRange(0, 50), person="track 0", together=True),
+        said("long.mp4", "fall", FrameRange(25, 75), person="track 1", together=True),
     ]
     merge(folder, *tracks)
     groups = {clip.person: clip.group for clip in scan_clips(folder).clips if clip.person}
@@ -159,9 +168,11 @@ def test_missing_ambiguous_and_doubled_names_are_a_line_each(folder):
 
 
 def test_frames_that_a_video_lacks_are_a_line(folder):
-    made = plan(folder, said("long.mp4", "fall", FrameRange(100, 120)), said("long.mp4", "walk", FrameRange(98, 120)))
+    made = plan(
+        folder, said("long.mp4", "fall", FrameRange(1000, 1200)), said("long.mp4", "walk", FrameRange(998, 1020))
+    )
     assert codes(made) == ["after_video"]
-    assert [merged.row.segment for merged in made.merged] == [Segment(3_920_000, 4_000_000)]
+    assert [merged.row.segment for merged in made.merged] == [Segment(39_920_000, 40_000_000)]
 
 
 def test_names_of_files_in_the_tool_reach_nothing_outside(folder, tmp_path_factory):

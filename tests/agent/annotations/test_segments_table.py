@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flamest.agent.annotations import annotation
 from flamest.agent.annotations.reading import ReadingOptions, read_annotations
-from flamest.agent.annotations.segments_table import write_segments
+from flamest.agent.annotations.segments_table import read_segments, write_segments
 from flamest.agent.extraction.labels_table import LabelRow
 from flamest.base.errors import DataError
 from flamest.runtime.clip_records import Segment
@@ -159,3 +159,22 @@ def test_a_file_of_hardly_any_usable_row_is_refused(tmp_path, monkeypatch):
 
 def test_sixty_kinds_of_damage_are_tried():
     assert len(BAD_FILES) + len(BAD_ROWS) >= 60
+
+
+def test_the_separator_line_of_a_spreadsheet_is_skipped():
+    found = read_segments(b"sep=;\r\nvideo;label;start;end\r\na.mp4;fall;1,5;2,5\r\nb.mp4;;1;2\r\n", "x.csv")
+    assert [(each.label, each.span) for each in found.annotations] == [("fall", Segment.of_seconds(1.5, 2.5))]
+    assert [problem.where for problem in found.problems] == ["line 4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "fix"),
+    [
+        ("video,label,start,end\na.mp4,st\u00fcrz,1,2\n".encode("latin-1"), "CSV UTF-8"),
+        (b'id,video,tl\n1,a.mp4,"[{""ranges"":[],""timelinelabels"":[""x""]}]"\n', "Export, JSON"),
+    ],
+)
+def test_a_table_of_another_kind_has_its_own_way_out(content, fix):
+    with pytest.raises(DataError) as caught:
+        read_segments(content, "x.csv")
+    assert fix in caught.value.fix
