@@ -70,6 +70,7 @@ def clips(
         "label_folder": rules.label_folder,
         "grouped_by": counts.grouped_by,
         "examples": [{"group": each.group, "clips": each.clips, "names": list(each.names)} for each in counts.examples],
+        "every_group": [{"group": each.group, "clips": each.clips, "names": each.names} for each in counts.every_group],
         "gaps": {"count": counts.gaps, "seconds": counts.gap_s},
         "unlisted": list(counts.unlisted),
         "warnings": [
@@ -104,7 +105,7 @@ def _lines(videos: Path, found: ClipFolder, counts: Overview, rules: ClipRules, 
         more = ", …" if example.clips > len(example.names) else ""
         lines.append(f"  {example.group}: {counted(example.clips, 'clip')} ({', '.join(example.names)}{more})")
     if counts.groups > len(counts.examples) > 0:
-        lines.append(f"  … and {counts.groups - len(counts.examples):,} more")
+        lines.append(f"  … and {counts.groups - len(counts.examples):,} more: --json lists all")
     if counts.gaps:
         lines.append(f"between the segments: {counted(counts.gaps, 'gap')}, {counts.gap_s:g} s that no segment covers")
     if counts.unlisted:

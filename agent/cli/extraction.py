@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...base.console import command, end_with, say
+from ...base.console import command, counted, end_with, say
 from ...base.errors import DataError, Interrupted, interruption
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
@@ -235,7 +235,8 @@ def _show(report: ExtractReport, store: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    counts = f"{report.extracted} clips extracted, {report.skipped} already in the store, {report.failed_clips} failed"
+    extracted = counted(report.extracted, "clip")
+    counts = f"{extracted} extracted, {report.skipped} already in the store, {report.failed_clips} failed"
     say(f"{store}: {counts}")
     if report.ms_per_clip is not None:
         table = Table("stage", "ms per clip", box=None, pad_edge=False)
@@ -251,7 +252,8 @@ def _show(report: ExtractReport, store: Path) -> None:
         say(f"warning: {note}")
     if report.unlisted:
         why = "other parts of their files are, or none"
-        say(f"{report.unlisted} clips in the store are not listed any more ({why}): kept, and not trained on")
+        left = counted(report.unlisted, "clip") + " in the store, not listed any more"
+        say(f"{left} ({why}): kept, and not trained on")
     for warned in report.warnings:
         say(f"warning: {warned.clip}: {warned.warning}")
     for failed in report.failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +13,12 @@ from ...base.console import command, end_with, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
 from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, notice, show_placements
-from .own_settings import OwnStoreOption, own_paths, own_settings
+from .own_settings import OwnStoreOption, own_aliases, own_paths, own_settings
 
 if TYPE_CHECKING:
     from ...base.place import Place
     from ...runtime.bundle.signature import TrustedKeys
+    from ..named_videos import NamedVideo
     from ..predict import Prediction
 
 
@@ -43,7 +44,7 @@ def train(
 ) -> dict[str, Any]:
     """Train the classifier on this machine alone, without a coordinator.
 
-    Next to agent.toml --store is not needed.
+    Next to agent.toml --store is not needed, and the classes are the run's words: [labels.alias] applies.
     """
     from ...base.errors import UsageError
     from ...fedproto.records import TrainSettings
@@ -57,8 +58,9 @@ def train(
         ) from error
     if any(width < 1 for width in widths):
         raise UsageError(f"--hidden {hidden}: expected widths of 1 or more", fix="--hidden 512,256")
+    place = AGENT.place(config, folder)
     if store is None:
-        settings, paths = own_paths(AGENT.place(config, folder), store=store, say_so=not as_json)
+        settings, paths = own_paths(place, store=store, say_so=not as_json)
         store, precision = paths["store"], precision or settings.precision
     request = LocalRequest(
         store=store,
@@ -72,6 +74,7 @@ def train(
         hold_out=hold_out,
         seed=seed,
         threads=threads,
+        aliases=own_aliases(place, store),
     )
     result = train_from_store(request, out)
     if not as_json:
@@ -127,7 +130,7 @@ def predict(
     segments and whole files. clip.mp4#t=12.5,17 is the part of clip.mp4 from 12.5 s until 17 s. A video that cannot be
     read is shown with the reason and the others follow; exit code 65 when none could be read.
     """
-    from ...base.errors import DataError
+    from ...base.errors import DataError, UsageError
     from ...runtime.backends.opening import GraphPlacement, OpeningOptions
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.packaged import resolve_bundle
@@ -135,6 +138,11 @@ def predict(
     from ..named_videos import find_videos
     from ..predict import Prediction, predict_videos
 
+    if segments and not any(path.is_dir() for path in videos):
+        raise UsageError(
+            "--segments: none of these is a folder, expected one with a labels.csv",
+            fix="give the folder, or name the segment: VIDEO#t=12.5,17",
+        )
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = OpeningOptions(backend_options, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
@@ -169,13 +177,17 @@ def predict(
     if unread == len(predictions):
         problem = DataError(
             "the video could not be read" if unread == 1 else f"none of the {unread} videos could be read",
-            fix="the reasons are above; flamest-agent doctor shows if this machine can decode video"
-            if found
-            else "give video files, or folders that hold some",
+            fix=_fix_of_unread(found),
             code="all_clips_failed",
         )
         end_with(problem, result, as_json=as_json)
     return result
+
+
+def _fix_of_unread(found: Sequence[NamedVideo]) -> str:
+    if any(video.path.exists() for video in found):
+        return "the reasons are above; flamest-agent doctor shows if this machine can decode video"
+    return "check the path: there is no such file" if found else "give video files, or folders that hold some"
 
 
 def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple[Path, Path, TrustedKeys]:

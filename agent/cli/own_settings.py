@@ -11,6 +11,7 @@ from ...base.console import say
 
 if TYPE_CHECKING:
     from ...base.place import Place
+    from ..extraction.aliases import LabelAliases
     from ..extraction.groups import ClipRules
     from ..settings import AgentSettings
 
@@ -68,6 +69,25 @@ def own_rules(place: Place, videos: Path, *, say_so: bool = False) -> ClipRules:
                 f"for its rules give --config {path}"
             )
     return settings.rules if watched else DEFAULT_RULES
+
+
+def own_aliases(place: Place, store: Path) -> LabelAliases:
+    """Return the aliases that hold for the labels of ``store``: of an agent.toml as ``own_rules``, if it is its store.
+
+    Raises as ``own_rules``.
+    """
+    from ...base.errors import UsageError
+    from ..extraction.aliases import NO_ALIASES
+    from ..settings import load_agent_settings
+
+    given = place.config is not None or place.dir is not None
+    try:
+        settings = load_agent_settings(place.path)
+    except UsageError:
+        if given:
+            raise
+        return NO_ALIASES
+    return settings.aliases if given or settings.store.resolve() == store.resolve() else NO_ALIASES
 
 
 def own_paths(place: Place, *, say_so: bool, **given: Path | None) -> tuple[AgentSettings, dict[str, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .clip_notes import ClipNote, clip_notes, gaps
@@ -25,7 +25,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class GroupExample:
-    """A group, and the names of its first clips."""
+    """A group, and the names of its clips, or of its first ones."""
 
     group: str
     clips: int
@@ -39,12 +39,17 @@ class Overview:
     classes: tuple[ClassCount, ...]  # by name; clips without a label last
     groups: int  # of labelled clips
     grouped_by: dict[str, int]  # clips by the source of their group: group, person, rule
-    examples: tuple[GroupExample, ...]  # the largest groups first
+    every_group: tuple[GroupExample, ...]  # the largest first, with all names
     segments: int
     gaps: int  # stretches between segments of a file that none covers
     gap_s: float
     unlisted: tuple[str, ...]  # videos in the folder that its labels.csv does not list
     notes: tuple[ClipNote, ...]
+
+    @property
+    def examples(self) -> tuple[GroupExample, ...]:
+        """The largest groups, with the names of their first clips."""
+        return tuple(replace(each, names=each.names[:SHOWN_CLIPS]) for each in self.every_group[:EXAMPLES])
 
 
 def overview(videos: Path, folder: ClipFolder, rules: ClipRules) -> Overview:
@@ -59,13 +64,13 @@ def overview(videos: Path, folder: ClipFolder, rules: ClipRules) -> Overview:
         ClassCount(label, len(groups), len(set(groups)))
         for label, groups in sorted(of_class.items(), key=lambda item: (item[0] is None, item[0] or ""))
     ]
-    largest = sorted(of_group.items(), key=lambda item: (-len(item[1]), item[0]))[:EXAMPLES]
+    largest = sorted(of_group.items(), key=lambda item: (-len(item[1]), item[0]))
     between, gap_s = gaps(folder.clips)
     return Overview(
         tuple(classes),
         len(of_group),
         dict(Counter(clip.grouped_by for clip in folder.clips)),
-        tuple(GroupExample(group, len(names), tuple(names[:SHOWN_CLIPS])) for group, names in largest),
+        tuple(GroupExample(group, len(names), tuple(names)) for group, names in largest),
         sum(clip.segment is not None for clip in folder.clips),
         between,
         gap_s,

@@ -12,6 +12,7 @@ from ...base.progress import progress_bar
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.model_file import ModelFile, write_model
 from ...fedproto.records import Evaluation, TrainSettings
+from ..extraction.aliases import NO_ALIASES, LabelAliases
 from ..extraction.store import FeatureStore
 from .dataset import FeatureTable, silo_data
 from .federated import RoundKey, run_round
@@ -76,6 +77,7 @@ class LocalRequest:
     hold_out: float  # share of groups
     seed: int
     threads: int | None
+    aliases: LabelAliases = NO_ALIASES  # the model's classes are the run's words
 
 
 def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
@@ -85,13 +87,13 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
     """
     with FeatureStore.open(request.store, create=False, read_only=True) as store:
         stored = store.read(request.fingerprint, request.precision)
-    labels = tuple(sorted({label for label in stored.labels if label is not None}))
+    labels = tuple(sorted({label for label in request.aliases.all_of(stored.labels) if label is not None}))
     if len(labels) < 2:
         raise DataError(
             f"{request.store} holds clips of {len(labels)} classes, training needs 2 or more",
             fix="label the clips: put them into folders named by class, or write a labels.csv, and extract again",
         )
-    data = silo_data(stored, labels, hold_out=request.hold_out, seed=request.seed)
+    data = silo_data(stored, labels, hold_out=request.hold_out, seed=request.seed, aliases=request.aliases)
     trainer = HeadTrainer(HeadSpec(stored.x.shape[1], len(labels), request.hidden), threads=request.threads)
     with progress_bar("training", request.rounds, unit="rounds") as progress:
         model = train_locally(

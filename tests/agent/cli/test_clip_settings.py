@@ -2,12 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flamest.agent.cli import AGENT
+from flamest.agent.cli.main import app
+from flamest.agent.cli.model import _fix_of_unread
 from flamest.agent.cli.own_settings import own_rules
 from flamest.agent.extraction.groups import ClipRules, GroupRule
+from flamest.agent.extraction.npz import read_npz
+from flamest.agent.extraction.store import FeatureStore
+from flamest.agent.named_videos import NamedVideo
 from flamest.agent.settings import load_agent_settings
 from flamest.base.errors import SettingsError
+from flamest.fedproto.model_file import read_model
+from typer.testing import CliRunner
 
 MINIMAL = """
 state = "state"
@@ -91,3 +99,29 @@ def test_a_broken_agent_toml_here_is_an_error(tmp_path, monkeypatch):
     for place in AGENT.place(None, None), AGENT.place(None, tmp_path):
         with pytest.raises(SettingsError, match=r"agent\.toml.*unknown key 'rul'"):
             own_rules(place, Path("videos"))
+
+
+def test_train_next_to_agent_toml_learns_the_runs_words(tmp_path, monkeypatch):
+    settings(tmp_path, '[labels.alias]\n"Sturz" = "fall"\n"gehen" = "walk"')
+    x = np.random.default_rng(0).standard_normal((12, 4)).astype("f4")
+    np.savez(tmp_path / "f.npz", x=x, y=np.array(["Sturz", "gehen", "fall"] * 4))
+    monkeypatch.chdir(tmp_path)
+    with FeatureStore.open(tmp_path / "features.sqlite") as store:
+        store.add_rows(read_npz(tmp_path / "f.npz", "own"))
+    train = ["train", "--out", "m.safetensors", "--passes", "1", "--hidden", "4", "--threads", "1"]
+    for words in [], ["--store", "features.sqlite"]:
+        done = CliRunner().invoke(app, [*train, *words])
+        assert done.exit_code == 0, done.output
+        assert read_model(tmp_path / "m.safetensors").labels == ("fall", "walk")
+    (tmp_path / "agent.toml").unlink()
+    assert CliRunner().invoke(app, [*train, "--store", "features.sqlite"]).exit_code == 0
+    assert read_model(tmp_path / "m.safetensors").labels == ("Sturz", "fall", "gehen")
+
+
+def test_predict_names_an_option_without_effect_and_a_missing_file(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    done = CliRunner().invoke(app, ["predict", str(tmp_path / "a.mp4"), "--segments"])
+    assert done.exit_code == 2
+    assert "--segments: none of these is a folder" in done.stderr
+    assert "no such file" in _fix_of_unread([NamedVideo(tmp_path / "nope.mp4")])
+    assert "doctor" in _fix_of_unread([NamedVideo(tmp_path / "a.mp4")])

@@ -97,3 +97,16 @@ def test_a_hostile_name_is_shown_escaped(tmp_path, name):
     assert code == 0
     assert "\x1b" not in shown
     assert "\nb.mp4" not in shown
+
+
+def test_json_lists_every_group_with_its_clips(tmp_path):
+    put(tmp_path, *(f"walk/person{person}_walk_{number}.mp4" for person in range(8) for number in range(4)))
+    answer = as_json("--videos", tmp_path)[1]
+    assert len(answer["every_group"]) == 8
+    assert answer["every_group"][7] == {
+        "group": "person7",
+        "clips": 4,
+        "names": [f"walk/person7_walk_{number}.mp4" for number in range(4)],
+    }
+    assert len(answer["examples"]) == 5
+    assert len(answer["examples"][0]["names"]) == 3
