@@ -22,8 +22,11 @@ STATES = ("new", "changed", "equal", "conflicting")
 MAX_LINES = 10_000  # overlaps that are listed
 MAX_OPEN = 200  # parts of a video that are compared with the next one
 FOLDERS_NOTE = (
-    "folders give labels here; where they are no classes, first make a labels.csv of the line path,label alone, and "
-    "import again"
+    "folders give labels here; where they are no classes, import with --folders ignore before labels.csv is there"
+)
+UNLIKE_FOLDERS_NOTE = (
+    "no folder is called like a label of the file: imported videos get no class from their folder (--folders keep "
+    "gives it), the other videos keep it (--folders ignore leaves them out)"
 )
 
 
@@ -75,9 +78,7 @@ class Importer:
         self._labels, self._spans, self._rules = labels, spans, rules
         self._folder = labels.folder
         files = ListedFiles(self._folder, self._folder.resolve())
-        self._names = VideoNames(
-            clip.path.relative_to(self._folder).as_posix() for clip in scan_clips(self._folder, labelled=False).clips
-        )
+        self._names = video_names(self._folder)
         self._plan = ImportPlan()
         self._rows: dict[tuple[str, Segment | None], LabelRow] = {}  # by the file that a row means, and segment
         self._of_file: dict[str, list[LabelRow]] = defaultdict(list)
@@ -246,6 +247,25 @@ class Importer:
         else:
             reason = f"shares time with {_shown(other)}, and {there} {label}: both are kept"
         self._plan.overlaps.append(EntryProblem(f"{_shown(row)} {row.label or ''}".strip(), "overlap", reason))
+
+
+def folders_are_no_labels(rows: Iterable[LabelRow], sources: Iterable[tuple[str, AnnotationFile]]) -> bool:
+    """Return True where folders give classes, and not one of them is a label of the files."""
+    folders = {row.label.casefold() for row in rows if row.label}
+    labels = {annotation.label.casefold() for _, source in sources for annotation in source.annotations}
+    return bool(folders and labels) and not folders & labels
+
+
+def imported_videos(folder: Path, sources: Iterable[tuple[str, AnnotationFile]]) -> frozenset[str]:
+    """Return the paths of the videos that the files have annotations of."""
+    names = video_names(folder)
+    videos = {annotation.video for _, source in sources for annotation in source.annotations}
+    return frozenset(names.match(video).path for video in videos) - {""}
+
+
+def video_names(folder: Path) -> VideoNames:
+    """Return the names of all videos below ``folder``."""
+    return VideoNames(clip.path.relative_to(folder).as_posix() for clip in scan_clips(folder, labelled=False).clips)
 
 
 def _in_file(name: str, problem: EntryProblem) -> EntryProblem:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -117,9 +117,10 @@ class LabelsFile:
     so that no clip changes its label or group.
     """
 
-    def __init__(self, folder: Path, rules: ClipRules) -> None:
+    def __init__(self, folder: Path, rules: ClipRules, listed: Callable[[str], bool]) -> None:
         self.folder = folder
         self._rules = rules
+        self._listed = listed
         self._backed_up = False
         self._stamp: FileStamp | None = None
         self._mode = 0o644
@@ -131,13 +132,17 @@ class LabelsFile:
         self._read()
 
     @classmethod
-    def open(cls, folder: Path, *, rules: ClipRules = DEFAULT_RULES) -> LabelsFile:
+    def open(
+        cls, folder: Path, *, rules: ClipRules = DEFAULT_RULES, listed: Callable[[str], bool] = lambda _: True
+    ) -> LabelsFile:
         """Read the labels of ``folder``.
+
+        ``listed``: where there is no file yet, True for the path of a clip that is listed as its folder says.
 
         Raises StorageError where the folder or the file cannot be read, DataError ``labels_csv`` where the file is no
         table: it is never written over.
         """
-        return cls(Path(folder), rules)
+        return cls(Path(folder), rules, listed)
 
     @property
     def rows(self) -> tuple[LabelRow, ...]:
@@ -223,7 +228,7 @@ class LabelsFile:
     def _fresh_table(self) -> tuple[TableText, tuple[str, ...]]:
         """Return the table as it was read, and the clips that cannot be in it."""
         if self._data is None:
-            return _table_of_folders(self.folder, self._rules)
+            return _table_of_folders(self.folder, self._rules, self._listed)
         return TableText.decode(self._data, self.folder), ()
 
     def _real_path(self) -> Path:
@@ -367,12 +372,16 @@ def _stamp(path: Path) -> FileStamp | None:
         ) from error
 
 
-def _table_of_folders(folder: Path, rules: ClipRules) -> tuple[TableText, tuple[str, ...]]:
+def _table_of_folders(
+    folder: Path, rules: ClipRules, listed: Callable[[str], bool]
+) -> tuple[TableText, tuple[str, ...]]:
     """Return the table that says what the folders say, and the clips whose names cannot be in one."""
     table = TableText.empty()
     unlisted = []
     for clip in scan_clips(folder, rules=rules).clips:
         row = LabelRow(0, clip.path.relative_to(folder).as_posix(), clip.label, None, "", "", "")
+        if not listed(row.path):
+            continue
         if table.problem(row):
             unlisted.append(clip.name)
         else:

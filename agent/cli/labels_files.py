@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...runtime.clip_records import FrameTimes
     from ..annotations.annotation import EntryProblem
     from ..annotations.importing import ImportPlan
+    from ..annotations.labels_file import LabelsFile
     from ..extraction.groups import ClipRules
 
 MAX_SHOWN = 20  # lines of a kind
@@ -32,6 +33,13 @@ class ImportFormat(StrEnum):
     segments = "segments"
     cvat = "cvat"
     label_studio = "label-studio"
+
+
+class Folders(StrEnum):
+    """Use of the folders' names where there is no labels.csv yet."""
+
+    keep = "keep"
+    ignore = "ignore"
 
 
 class WrittenFormat(StrEnum):
@@ -83,6 +91,15 @@ def import_labels(
         str,
         typer.Option("--choices", metavar="NAME", help="For Label Studio's JSON-MIN: the key of whole videos' labels."),
     ] = "",
+    folders: Annotated[
+        Folders | None,
+        typer.Option(
+            "--folders",
+            help="Where there is no labels.csv yet: keep lists the clips of the folders too, with the folders' names "
+            "as their classes; ignore lists what is imported alone. By default they are kept, but for imported videos "
+            "where no folder is called like a label of the file.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be written to labels.csv, and write nothing.")
     ] = False,
@@ -102,8 +119,7 @@ def import_labels(
     """
     from ...base.errors import DataError
     from ..annotations.frame_spans import SpanReader
-    from ..annotations.importing import Importer
-    from ..annotations.labels_file import LabelsFile
+    from ..annotations.importing import UNLIKE_FOLDERS_NOTE, Importer
     from ..annotations.reading import FORMATS, ReadingOptions
     from ..extraction.clips import check_videos_folder
 
@@ -113,11 +129,13 @@ def import_labels(
         next((each for each in FORMATS if each == format.value), None), label_attribute, video, choices
     )
     sources, unread = _read_files(files, options)
-    labels = LabelsFile.open(videos, rules=rules)
+    labels, unlike_folders = _open_labels(videos, rules, folders, sources)
     was_there = bool(labels.revision)
     with _timer(videos) as timer:
         spans = SpanReader(timer, fps)
         plan = Importer(labels, spans, rules).plan(sources)
+    if unlike_folders:
+        plan.notes[UNLIKE_FOLDERS_NOTE] += 1
     if fps is not None and not spans.used_fps:
         plan.notes["--fps is not used: no frames had to be read at a rate"] += 1
     plan.problems[:0] = unread
@@ -226,6 +244,20 @@ def _place(videos: Path | None, config: Path | None, folder: Path | None, *, say
     from ..settings import load_agent_settings
 
     return videos, load_agent_settings(place.path).rules
+
+
+def _open_labels(videos: Path, rules: ClipRules, folders: Folders | None, sources: Any) -> tuple[LabelsFile, bool]:
+    """Return labels.csv, and True where videos of the import do not get the class of their folder."""
+    from ..annotations.importing import folders_are_no_labels, imported_videos
+    from ..annotations.labels_file import LabelsFile
+
+    if folders is Folders.ignore:
+        return LabelsFile.open(videos, rules=rules, listed=lambda _: False), False
+    labels = LabelsFile.open(videos, rules=rules)
+    if labels.revision or folders is Folders.keep or not folders_are_no_labels(labels.rows, sources):
+        return labels, False
+    imported = imported_videos(videos, sources)
+    return LabelsFile.open(videos, rules=rules, listed=lambda path: path not in imported), True
 
 
 def _read_files(files: Sequence[Path], options: Any) -> tuple[list[tuple[str, Any]], list[EntryProblem]]:

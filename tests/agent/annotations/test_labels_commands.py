@@ -110,3 +110,22 @@ def test_names_in_files_reach_the_terminal_escaped(folder, tmp_path):
     shown = run("import-labels", file, "--videos", folder, code=65).output
     assert "\x1b" not in shown
     assert "\u202e" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        ([], {"ward-3/rec.avi fall", "walk/a.avi walk"}),
+        (["--folders", "keep"], {"ward-3/rec.avi fall", "ward-3/rec.avi ward-3", "walk/a.avi walk"}),
+        (["--folders", "ignore"], {"ward-3/rec.avi fall"}),
+    ],
+)
+def test_folders_that_are_no_labels_give_imported_videos_no_class(folder, tmp_path, words, rows):
+    (folder / "ward-3").mkdir()
+    (folder / "long.avi").rename(folder / "ward-3" / "rec.avi")
+    table = tmp_path / "sheet.csv"
+    table.write_text("video,label,start,end\nrec.avi,fall,0,1\n")
+    done = result("import-labels", table, "--videos", folder, *words)
+    clips = scan_clips(folder).clips
+    assert {f"{clip.file_name} {clip.label}" for clip in clips} == rows
+    assert any("--folders keep" in note for note in done["notes"]) == (not words)
