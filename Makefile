@@ -57,10 +57,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
-# Hundreds of processes: where bytecode is written, each starts in two thirds of the time.
-test: setup rig protoc $(FLOWER)  ## run the test suite without the soak tests
+# Hundreds of processes: where bytecode is written, each starts in two thirds of the time. The labelling page's browser
+# wants the machine for itself: `make pages`.
+test: setup rig protoc $(FLOWER)  ## run the test suite without the soak tests and the labelling page in a browser
 	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m "not soak" --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
-		--durations=15
+		--durations=15 --ignore=tests/pages/test_labelling_in_browser.py
 
 $(FLOWER): pyproject.toml constraints-flower.txt
 	@test -x $(@D)/bin/python || python3 -m venv $(@D)

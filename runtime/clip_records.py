@@ -28,14 +28,17 @@ class Segment:
 
     @classmethod
     def of_seconds(cls, start_s: float, end_s: float) -> Segment:
+        """Return the segment from ``start_s`` until before ``end_s``, rounded to microseconds."""
         return cls(round(start_s * 1e6), round(end_s * 1e6))
 
     @property
     def start_s(self) -> float:
+        """Start in seconds from the video's first frame."""
         return self.start_us / 1e6
 
     @property
     def end_s(self) -> float:
+        """End in seconds from the video's first frame; its frame is not part of the segment."""
         return self.end_us / 1e6
 
     def __str__(self) -> str:

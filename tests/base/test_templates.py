@@ -10,7 +10,7 @@ from flamest.coordinator.admin.config_template import render_config_template
 from flamest.coordinator.settings import CoordinatorSettings
 
 SEE_NAME = {"ca", "certificate", "key", "labels", "fingerprint"}  # say themselves what they are
-KEY = r"^(?:# )?{key} = (?P<rest>.*)$"
+KEY = r"^(?:# )?(?:{key} = |\[\w+\.{key}\])(?P<rest>.*)$"  # a key, or a table of any words
 
 
 def keys_of(kind) -> list[str]:
