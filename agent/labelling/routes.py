@@ -51,6 +51,7 @@ class Page:
             routes=[
                 route("/", self.page, "GET"),
                 route("/enter", self.enter, "GET"),
+                route("/favicon.ico", self.icon, "GET"),  # browsers ask for it on their own
                 route("/static/{name}", self.static, "GET"),
                 route("/api/state", self.get_state, "GET"),
                 route("/api/changes", self.changes, "POST"),
@@ -90,6 +91,9 @@ class Page:
 
     async def page(self, request: Request) -> Response:
         return _file(PAGE, "text/html; charset=utf-8")
+
+    async def icon(self, request: Request) -> Response:
+        return _file("icon.svg", MEDIA_TYPES[".svg"])
 
     async def static(self, request: Request) -> Response:
         """Answer with a script, style sheet or picture of the page, of those that are in its folder."""

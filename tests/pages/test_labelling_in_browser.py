@@ -90,7 +90,10 @@ def opened(context: Any, address: str, asked: list[str]) -> Any:
     page.problems = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: page.problems.append(f"{message.text} {message.location}") if message.type == "error" else None,
+    )
     page.goto(address)
     page.wait_for_selector("#main:not([aria-busy])")
     return page
@@ -232,6 +235,17 @@ def test_a_segment_is_selected_moved_split_and_deleted_by_keyboard(recordings, f
         press(page, "u", "u")
         wait_until(lambda: segments_of(folder, LONG)[0] == (2.02, 5.94, "fall"), "both are undone")
         assert len(segments_of(folder, LONG)) == 2
+
+
+def test_a_label_waits_until_a_begun_segment_has_its_end(recordings, folder, enter):
+    copy(recordings, folder, LONG)
+    (folder / "labels.csv").write_text(f"path,label,start_s,end_s\n{LONG},fall,10,14\n")
+    with labelling(folder) as process:
+        page = enter(process)
+        wait_for_video(page)
+        press(page, "Escape", "Home", "i", "1")
+        wait_for_text(page, "#said", "Press o where it ends")
+        assert labels_of(folder) == {}
 
 
 def test_a_segment_is_moved_by_mouse_and_by_typed_times(recordings, folder, enter):
@@ -398,6 +412,7 @@ def test_a_near_miss_asks_before_a_class_is_made(clips, folder, enter):
     with labelling(folder) as process:
         page = enter(process)
         type_class(page, "fall")
+        all_saved(page)
         press(page, "n")
         type_class(page, "Falling")
         page.get_by_role("heading", name="Did you mean fall?").wait_for()
@@ -427,7 +442,9 @@ def test_the_agent_extracts_meanwhile(clips, recordings, folder, enter, tmp_path
         try:
             for number in range(10):
                 type_class(page, "walk") if number == 0 else press(page, "2" if number % 2 else "1")
-                wait_for_text(page, "#saved", "saved")
+                name = f"clip_{number:02}.mp4"  # the second class has its number once the first save is answered
+                wait_until(lambda name=name: labels_of(folder)[name] is not None, f"{name} is labelled")
+                all_saved(page)
                 press(page, "n")
             all_saved(page)
             output, _ = extraction.communicate(timeout=300)

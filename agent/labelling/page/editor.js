@@ -136,6 +136,8 @@ export class Editor extends EventTarget {
     this.settle();
     const video = this.store.video(place.id);
     if (!video) return;
+    if (place.id === this.id && place.key === "whole" && this.mark !== null)
+      return this.say(`Not labelled ${label}: a segment is begun. Press o where it ends, or Esc for the whole video.`);
     const before = video.rows.find(row => keyOf(row) === place.key) ?? null;
     if (!before && place.key !== "whole") return this.say(`Not labelled ${label}: the segment is no longer there.`);
     const to = this.name(before, video.rows);
