@@ -31,13 +31,23 @@ from .annotation import (
     read_video_name,
     shown,
 )
+from .cvat_tracks import (
+    Shape,
+    Sighting,
+    frame_runs,
+    is_unset,
+    label_of,
+    person_of,
+    persons_overlap,
+    some_named,
+    track_sightings,
+    whole_number,
+)
 from .video_names import looks_like_video
 from .xml_events import parse_xml
 
 FORMAT = "cvat"
 SHAPES = frozenset({"box", "polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton"})
-PERSON_ATTRIBUTES = ("person", "person_id", "subject", "patient")
-UNDEFINED = "__undefined__"  # CVAT's value of an attribute that nobody has set
 MAX_SHAPES = 10_000_000
 _STEP = re.compile(r"step\s*=\s*([0-9]{1,6})")
 
@@ -59,33 +69,13 @@ class _Task:
 
 
 @dataclass
-class _Shape:
-    """A shape of a track, or a tag or shape in an image."""
-
-    frame: str | None
-    outside: str
-    attributes: dict[str, str] = field(default_factory=dict)
-    parts: set[str] = field(default_factory=set)  # ``outside`` of a skeleton's elements
-
-
-@dataclass
 class _Item:
     """A track, or the tags and shapes of a label in an image."""
 
     where: str
     tag: str
     attributes: dict[str, str]
-    shapes: list[_Shape] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Sighting:
-    """A label that is seen in a frame until a later one: half-open, in frames."""
-
-    first: int
-    end: int
-    label: str
-    person: str
+    shapes: list[Shape] = field(default_factory=list)
 
 
 def read_cvat(read: Callable[[int], bytes], name: str, options: CvatOptions = CvatOptions()) -> AnnotationFile:
@@ -110,10 +100,10 @@ class _Reader:
         self._task_id = ""
         self._open_task: _Task | None = None
         self._item: _Item | None = None
-        self._shape: _Shape | None = None
+        self._shape: Shape | None = None
         self._attribute = ""
         self._image: tuple[str, dict[str, str]] | None = None
-        self._by_video: dict[str, list[tuple[str, bool, list[_Sighting]]]] = {}  # where, track?, sightings
+        self._by_video: dict[str, list[tuple[str, bool, list[Sighting]]]] = {}  # where, track?, sightings
         self._in_images: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
         self._steps: dict[str, int] = {}
         self._tracks = self._images = self._shapes = 0
@@ -129,12 +119,12 @@ class _Reader:
             self._start_item(tag, attributes)
         elif len(path) == 3 and self._item is not None and self._item.tag == "track" and tag in SHAPES:
             self._count_shape()
-            self._shape = _Shape(attributes.get("frame"), attributes.get("outside", "0"))
+            self._shape = Shape(attributes.get("frame"), attributes.get("outside", "0"))
             self._item.shapes.append(self._shape)
         elif len(path) == 3 and self._image is not None and (tag in SHAPES or tag == "tag"):
             self._count_shape()
             self._item = _Item(self._image[0], tag, attributes)
-            self._shape = _Shape(self._image[1].get("id"), "0")
+            self._shape = Shape(self._image[1].get("id"), "0")
             if "track_id" in attributes:
                 self._shape.attributes["track_id"] = attributes["track_id"]
         elif len(path) == 4 and path[2] == "skeleton" and self._shape is not None and "outside" in attributes:
@@ -165,12 +155,12 @@ class _Reader:
             self._found.note("it has no tracks, tags or images")
         for (video, label, person), frames in self._in_images.items():
             step = self._steps.get(video, 1)
-            for first, end, where in _runs(frames, step):
-                sighting = _Sighting(first, end, label, person)
+            for first, end, where in frame_runs(frames, step):
+                sighting = Sighting(first, end, label, person)
                 self._by_video.setdefault(video, []).append((where, person.startswith("track "), [sighting]))
         for video, items in self._by_video.items():
-            several = _overlap([sightings for _, _, sightings in items])
-            mixed = _some_named(items)
+            several = persons_overlap([sightings for _, _, sightings in items])
+            mixed = some_named(items)
             for where, track, sightings in items:
                 for seen in sightings:
                     person = "" if track and not several and not mixed else seen.person
@@ -189,7 +179,7 @@ class _Reader:
             self._image = (f"image {shown(attributes.get('id', '?'))[1:-1]}", attributes)
         elif tag == "tag":
             self._images += 1
-            self._item = _Item(f"tag {self._images}", tag, attributes, [_Shape(attributes.get("frame"), "0")])
+            self._item = _Item(f"tag {self._images}", tag, attributes, [Shape(attributes.get("frame"), "0")])
             self._shape = self._item.shapes[0]
         elif tag not in ("version", "meta"):
             self._found.note(f"elements called {shown(tag)} are not read")
@@ -243,9 +233,9 @@ class _Reader:
         video = _video_of(task)
         label = read_label(item.attributes.get("label"))
         person = f"track {read_name(item.attributes.get('id'), 'the id') or self._tracks - 1}"
-        sightings = _sightings(item.shapes, label, person, task.step, self._options.label_attribute)
+        sightings = track_sightings(item.shapes, label, person, task.step, self._options.label_attribute)
         if self._options.label_attribute and any(
-            _is_unset(shape, self._options.label_attribute) for shape in item.shapes
+            is_unset(shape, self._options.label_attribute) for shape in item.shapes
         ):
             self._found.note(f"frames without a value of {shown(self._options.label_attribute)} are left out")
         named = any(seen.person != person for seen in sightings)
@@ -260,10 +250,10 @@ class _Reader:
             raise Unusable("no_video_name", f"the image {shown(image)} is of no video: the task is one of images")
         video = _video_of(task)
         label = read_label(item.attributes.get("label"))
-        frame = read_frame(_whole(shape.frame), "the frame")
-        label = _label_of(shape, label, self._options.label_attribute)
+        frame = read_frame(whole_number(shape.frame), "the frame")
+        label = label_of(shape, label, self._options.label_attribute)
         track = shape.attributes.get("track_id", "")
-        person = _person_of(shape, f"track {track}" if track else "")
+        person = person_of(shape, f"track {track}" if track else "")
         self._steps[video] = task.step
         self._in_images.setdefault((video, label, person), []).append((frame, item.where))
 
@@ -286,86 +276,3 @@ def _video_of(task: _Task) -> str:
     if not task.source.strip():
         raise Unusable("no_video_name", "the file names no video: give it with --video NAME")
     return read_video_name(task.source)
-
-
-def _sightings(shapes: list[_Shape], label: str, person: str, step: int, attribute: str) -> list[_Sighting]:
-    """Return the contiguous stretches of a track that are not outside, cut where its label or person changes."""
-    if not shapes:
-        raise Unusable("bad_track", "it has no shape")
-    found: list[_Sighting] = []
-    before = -1
-    seen: _Sighting | None = None
-    for shape in shapes:
-        frame = read_frame(_whole(shape.frame), "the frame")
-        if frame <= before:
-            raise Unusable("bad_track", f"frame {frame} comes after frame {before}")
-        if shape.outside not in ("0", "1"):
-            raise Unusable("bad_track", f"outside is {shown(shape.outside)} in frame {frame}, expected 0 or 1")
-        before = frame
-        now = None
-        if shape.outside == "0" and shape.parts != {"1"} and not _is_unset(shape, attribute):
-            now = _Sighting(frame, frame + step, _label_of(shape, label, attribute), _person_of(shape, person))
-        if seen and now and (seen.label, seen.person) == (now.label, now.person):
-            seen = replace(seen, end=now.end)
-            continue
-        if seen:
-            found.append(replace(seen, end=frame))
-        seen = now
-    if seen:
-        found.append(seen)
-    if not found and attribute:
-        raise Unusable("no_label", f"the attribute {shown(attribute)} has no value in any of its frames")
-    if not found:
-        raise Unusable("bad_track", "it is outside in every frame")
-    return found
-
-
-def _is_unset(shape: _Shape, attribute: str) -> bool:
-    """True where the attribute that is the label has no value in a frame, or CVAT's word for none."""
-    return bool(attribute) and shape.attributes.get(attribute, "").strip() in ("", UNDEFINED)
-
-
-def _label_of(shape: _Shape, label: str, attribute: str) -> str:
-    if not attribute:
-        return label
-    value = shape.attributes.get(attribute)
-    return read_label("" if value == UNDEFINED else value, what=f"the attribute {shown(attribute)}")
-
-
-def _person_of(shape: _Shape, otherwise: str) -> str:
-    names = {name.strip().casefold(): value for name, value in shape.attributes.items()}
-    found = next((names[name] for name in PERSON_ATTRIBUTES if names.get(name, "").strip() not in ("", UNDEFINED)), "")
-    return read_name(found, "the person") or otherwise
-
-
-def _whole(text: str | None) -> object:
-    return int(text) if text is not None and re.fullmatch(r"-?[0-9]{1,12}", text.strip()) else text
-
-
-def _runs(frames: list[tuple[int, str]], step: int) -> list[tuple[int, int, str]]:
-    """Return the runs of frames that follow each other: first, end, and where the first was found."""
-    runs: list[tuple[int, int, str]] = []
-    for frame, where in sorted(frames):
-        if runs and frame <= runs[-1][1]:
-            runs[-1] = (runs[-1][0], max(runs[-1][1], frame + step), runs[-1][2])
-        else:
-            runs.append((frame, frame + step, where))
-    return runs
-
-
-def _some_named(items: list[tuple[str, bool, list[_Sighting]]]) -> bool:
-    """Return True where an attribute names the person in some of a video's items, and in others not."""
-    named = {bool(seen.person) and not track for _, track, sightings in items for seen in sightings}
-    return len(named) == 2
-
-
-def _overlap(items: list[list[_Sighting]]) -> bool:
-    """Return True where two persons are seen at the same time: tracks, or names."""
-    spans = sorted((seen.first, seen.end, seen.person) for seens in items for seen in seens if seen.person)
-    end, owner = -1, ""
-    for first, last, person in spans:
-        if first < end and person != owner:
-            return True
-        if last > end:
-            end, owner = last, person
-    return False

@@ -1,8 +1,9 @@
-"""Editing a ``labels.csv``: rows put and removed one by one, beside other programs that write the same file.
+"""Editing a ``labels.csv``: rows put and removed one by one, next to other programs that write the
+same file.
 
 Every write holds the lock file ``.labels.csv.lock``, reads the file again if it changed meanwhile, and replaces it
 atomically. Rows and columns that a change does not concern keep their bytes, but for the empty cell of a column that a
-row makes necessary. A change that meets another row than the caller saw is a conflict: it is returned, never applied.
+row makes necessary. The changes are in ``row_changes``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from ...base.errors import DataError, LockedError, StorageError, printable
+from ...base.errors import DataError, LockedError, StorageError
 from ...base.files import (
     FileLock,
     FileStamp,
@@ -29,85 +29,37 @@ from ...runtime.clip_records import Segment
 from ..extraction.clips import scan_clips
 from ..extraction.groups import DEFAULT_RULES, ClipRules
 from ..extraction.labels_table import LABELS_FILE, MAX_TABLE, BadRow, LabelRow
-from .table_text import Record, TableText
+from .row_changes import (
+    AppliedChange,
+    AppliedChanges,
+    Change,
+    ChangeConflict,
+    PutRow,
+    RemoveRow,
+    change_table,
+    paths_with_segments,
+    same_row,
+)
+from .table_text import RowKey, TableText, clean_path, row_key
+
+__all__ = [
+    "AppliedChange",
+    "AppliedChanges",
+    "Change",
+    "ChangeConflict",
+    "LabelsFile",
+    "PutRow",
+    "RemoveRow",
+    "RowKey",
+    "clean_path",
+    "row_key",
+    "same_row",
+]
 
 LOCK_FILE = f".{LABELS_FILE}.lock"
 BACKUP_FILE = f"{LABELS_FILE}.bak"
 LOCK_WAIT_S = 10.0
 ATTEMPTS = 5  # to write, where a program that takes no lock writes at the same time
-RowKey = tuple[str, Segment | None]  # path relative to the folder, with slashes; None for the whole file
-
-
-def row_key(row: LabelRow) -> RowKey:
-    """Return the path and segment that a row is known by."""
-    return clean_path(row.path), row.segment
-
-
-def clean_path(path: str) -> str:
-    """Return the path without ``./`` and doubled slashes."""
-    return PurePosixPath(path).as_posix()
-
-
-def same_row(one: LabelRow | None, other: LabelRow | None) -> bool:
-    """Return True for rows that say the same, wherever in the file they are."""
-    if one is None or other is None:
-        return one is other
-    return replace(one, line=0, path=clean_path(one.path)) == replace(other, line=0, path=clean_path(other.path))
-
-
-@dataclass(frozen=True)
-class PutRow:
-    """Add ``row``, or write it in the place of the row known by ``replaces``."""
-
-    row: LabelRow  # its line is not used
-    replaces: RowKey | None = None  # None: there is no row of this path and segment yet
-    expected: LabelRow | None = None  # with ``replaces``: the row that is there, as the caller saw it; None: any
-
-
-@dataclass(frozen=True)
-class RemoveRow:
-    """Remove the row of this path and segment."""
-
-    path: str
-    segment: Segment | None
-    expected: LabelRow | None = None  # the row as the caller saw it; None: any
-
-
-Change = PutRow | RemoveRow
-
-
-@dataclass(frozen=True)
-class AppliedChange:
-    """A change that is in the file now; ``before`` and ``after`` are what an undo needs."""
-
-    change: Change
-    before: LabelRow | None  # None: the row is new
-    after: LabelRow | None  # None: the row was removed
-
-
-@dataclass(frozen=True)
-class ChangeConflict:
-    """A change that was not applied.
-
-    ``code``: ``missing`` (the row that it replaces or removes is not there), ``changed`` (it is another one than
-    ``expected``), ``exists`` (another row has this path and segment), ``invalid`` (the row cannot be in a table).
-    """
-
-    change: Change
-    code: str
-    reason: str  # a sentence for the person
-    found: LabelRow | None  # the row that is there
-
-
-@dataclass(frozen=True)
-class AppliedChanges:
-    """The result of ``LabelsFile.apply``."""
-
-    revision: str  # of the file as it is now
-    applied: tuple[AppliedChange, ...]  # changes to what the file says already are among them
-    conflicts: tuple[ChangeConflict, ...]
-    written: bool  # False where the file says all of it already
-    unlisted: tuple[str, ...] = ()  # clips whose names cannot be in a table, when the file was made
 
 
 class LabelsFile:
@@ -193,8 +145,8 @@ class LabelsFile:
         """Change the table and write it; None when another program wrote it since it was read."""
         table, unlisted = self._table, self._unlisted
         if self._data is None:
-            table.forget_unlabelled(_paths_with_segments(changes))
-        applied, conflicts = _change(table, changes)
+            table.forget_unlabelled(paths_with_segments(changes))
+        applied, conflicts = change_table(table, changes)
         if not table.touched:
             return AppliedChanges(self.revision, applied, conflicts, written=False)
         data = table.encode()
@@ -291,74 +243,6 @@ class LabelsFile:
             os.chown(self._path, *self._owner)
         self._backed_up = True
         return True
-
-
-def _paths_with_segments(changes: tuple[Change, ...]) -> set[str]:
-    """Return the files that get segments, but those whose row a change replaces itself."""
-    puts = [change for change in changes if isinstance(change, PutRow)]
-    replaced = {clean_path(change.replaces[0]) for change in puts if change.replaces is not None}
-    return {clean_path(change.row.path) for change in puts if change.row.segment is not None} - replaced
-
-
-def _change(
-    table: TableText, changes: tuple[Change, ...]
-) -> tuple[tuple[AppliedChange, ...], tuple[ChangeConflict, ...]]:
-    applied: list[AppliedChange] = []
-    conflicts: list[ChangeConflict] = []
-    for change in changes:
-        result = _put(table, change) if isinstance(change, PutRow) else _remove(table, change)
-        if isinstance(result, ChangeConflict):
-            conflicts.append(result)
-        else:
-            applied.append(result)
-    return tuple(applied), tuple(conflicts)
-
-
-def _put(table: TableText, change: PutRow) -> AppliedChange | ChangeConflict:
-    found = table.find(row_key(change.row))
-    if problem := table.problem(change.row):
-        return ChangeConflict(change, "invalid", problem, None)
-    done = found is not None and same_row(found.row, change.row)  # by a call whose answer was lost, for one
-    if found is not None and done and (not change.replaces or table.find(_clean(change.replaces)) in (None, found)):
-        return AppliedChange(change, found.row, found.row)
-    if change.replaces is None:
-        return _exists(change, found) if found else AppliedChange(change, None, table.insert(change.row).row)
-    key = _clean(change.replaces)
-    old = table.find(key)
-    if old is None:
-        return ChangeConflict(change, "missing", f"the row {_shown(key)} is no longer there", None)
-    if change.expected is not None and not same_row(old.row, change.expected):
-        return ChangeConflict(change, "changed", f"the row {_shown(key)} was changed meanwhile", old.row)
-    if found is not None and found is not old:
-        return _exists(change, found)
-    return AppliedChange(change, old.row, table.rewrite(old, change.row).row)
-
-
-def _remove(table: TableText, change: RemoveRow) -> AppliedChange | ChangeConflict:
-    key = _clean((change.path, change.segment))
-    found = table.find(key)
-    if found is None:
-        return ChangeConflict(change, "missing", f"the row {_shown(key)} is no longer there", None)
-    if change.expected is not None and not same_row(found.row, change.expected):
-        return ChangeConflict(change, "changed", f"the row {_shown(key)} was changed meanwhile", found.row)
-    row = found.row
-    table.remove(found)
-    return AppliedChange(change, row, None)
-
-
-def _clean(key: RowKey) -> RowKey:
-    return clean_path(key[0]), key[1]
-
-
-def _exists(change: PutRow, found: Record) -> ChangeConflict:
-    label = found.row.label if found.row else None
-    there = f"with the label {printable(label)}" if label else "without a label"
-    return ChangeConflict(change, "exists", f"{_shown(row_key(change.row))} has a row already, {there}", found.row)
-
-
-def _shown(key: RowKey) -> str:
-    path, segment = key
-    return printable(path if segment is None else f"{path}#{segment}")
 
 
 def _stamp(path: Path) -> FileStamp | None:

@@ -13,7 +13,17 @@ from ..extraction.labels_table import LABELS_FILE, MAX_LINE, BadRow, LabelRow, p
 
 BOM = "\ufeff"
 NEW_COLUMNS = ("path", "label", "start_s", "end_s", "group", "person", "camera")  # of a table that is made
-RowKey = tuple[str, Segment | None]
+RowKey = tuple[str, Segment | None]  # path relative to the folder, with slashes; None for the whole file
+
+
+def row_key(row: LabelRow) -> RowKey:
+    """Return the path and segment that a row is known by."""
+    return clean_path(row.path), row.segment
+
+
+def clean_path(path: str) -> str:
+    """Return the path without ``./`` and doubled slashes."""
+    return PurePosixPath(path).as_posix()
 
 
 @dataclass(eq=False)
@@ -88,7 +98,7 @@ class TableText:
             if record.bad is not None and record.bad.line != line:
                 record.bad = replace(record.bad, line=line)
             line += _line_count(record.raw)
-        self._last = {_path(record.row): record for record in self._records if record.row is not None}
+        self._last = {clean_path(record.row.path): record for record in self._records if record.row is not None}
         self.touched = False
 
     def find(self, key: RowKey) -> Record | None:
@@ -113,7 +123,7 @@ class TableText:
         self._need_columns(row)
         record = Record("", [])
         self._fill(record, row)
-        last = self._last.get(_path(row))
+        last = self._last.get(clean_path(row.path))
         if last is not None:
             last.after.insert(0, record)
         else:
@@ -127,14 +137,14 @@ class TableText:
             return record
         self._need_columns(row)
         if record.row is not None:
-            self._by_key.pop((_path(record.row), record.row.segment), None)
+            self._by_key.pop(row_key(record.row), None)
         self._fill(record, row)
         self._index(record)
         return record
 
     def remove(self, record: Record) -> None:
         assert record.row is not None
-        self._by_key.pop((_path(record.row), record.row.segment), None)
+        self._by_key.pop(row_key(record.row), None)
         record.removed = self.touched = True
 
     def forget_unlabelled(self, paths: set[str]) -> None:
@@ -157,8 +167,8 @@ class TableText:
 
     def _index(self, record: Record) -> None:
         if record.row is not None:
-            self._by_key.setdefault((_path(record.row), record.row.segment), record)
-            self._last[_path(record.row)] = record
+            self._by_key.setdefault(row_key(record.row), record)
+            self._last[clean_path(record.row.path)] = record
 
     def _fill(self, record: Record, row: LabelRow) -> None:
         cells = _cells(row)
@@ -182,10 +192,6 @@ class TableText:
                 text = record.raw.rstrip("\r\n")
                 record.raw = text + "".join(f",{cell}" for cell in added) + record.raw[len(text) :]
                 record.cells = [*record.cells, *added]
-
-
-def _path(row: LabelRow) -> str:
-    return PurePosixPath(row.path).as_posix()
 
 
 def _cells(row: LabelRow) -> dict[str, str]:
