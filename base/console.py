@@ -24,6 +24,15 @@ P = ParamSpec("P")
 REPEATED_S = 1.0
 
 
+class _Interrupt(KeyboardInterrupt):
+    """A signal as an exception.
+
+    Python ends by SIGINT where a KeyboardInterrupt itself has left code given as text (``exec``), as dataclasses and
+    PyTorch make it, whatever the exit code is: ``run_eval_code_obj`` in
+    https://github.com/python/cpython/blob/3.11/Python/pythonrun.c. A class of its own is none.
+    """
+
+
 class _Interruption:
     """SIGINT and SIGTERM raise KeyboardInterrupt in the block, so that what is half done is removed and children end.
 
@@ -40,7 +49,7 @@ class _Interruption:
         if self.signal and now - self._at < REPEATED_S:
             return
         self.signal, self._at = number, now
-        raise KeyboardInterrupt
+        raise _Interrupt
 
     def __enter__(self) -> _Interruption:
         if threading.current_thread() is threading.main_thread():

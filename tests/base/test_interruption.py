@@ -154,3 +154,19 @@ def test_two_signals_at_once_are_one_interruption(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=WITHIN_S)
     assert (process.returncode, out) == (130, "cleaned up\n")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_in_code_of_a_text_ends_the_command_in_order(tmp_path, number):
+    (tmp_path / "work.py").write_text(
+        "from flamest.base.console import command\n"
+        "@command\n"
+        "def run(as_json):\n"
+        "    exec('import time; print(1, flush=True); time.sleep(600)')\n"
+        "run(as_json=False)\n"
+    )
+    process = start(["-m", "work"], tmp_path)
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(number)
+    process.communicate(timeout=WITHIN_S)
+    assert process.returncode == 128 + number
