@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...base.errors import DataError
 
 MAX_JSON = 128 << 20  # bytes
 MAX_BRACKETS = 4_000_000  # lists and objects
+MAX_COMMAS = 12_000_000  # between values; those in texts count too
 
 
 class RepeatedKeys(dict[str, Any]):
@@ -17,24 +19,21 @@ class RepeatedKeys(dict[str, Any]):
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        names = [name for name, _ in pairs]
-        self.repeated = (
-            sorted({name for name in names if names.count(name) > 1}) if len(names) < 1000 else _twice(names)
-        )
-
-
-def _twice(names: list[str]) -> list[str]:
-    seen: set[str] = set()
-    return sorted({name for name in names if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+        counts = Counter(name for name, _ in pairs)
+        self.repeated = sorted(name for name, count in counts.items() if count > 1)
 
 
 def decode_json(content: bytes, name: str) -> Any:
     """Decode a JSON document. NaN and infinity are floats, for the reader of the entry to refuse.
 
-    Raises DataError ``annotations_json``; ``name`` is the file's, for the message.
+    Raises DataError ``annotations_json``, or ``too_large`` before it is decoded; ``name`` is the file's, for messages.
     """
     problem = ""
-    if len(content) > MAX_JSON or content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
+    if (
+        len(content) > MAX_JSON
+        or content.count(b"[") + content.count(b"{") > MAX_BRACKETS
+        or content.count(b",") > MAX_COMMAS
+    ):
         raise DataError(
             f"{name} is larger than an annotation file can be",
             fix="export fewer tasks or videos at once",

@@ -66,8 +66,8 @@ class _Events:
     def __init__(self, start: Start, end: End) -> None:
         self._start, self._end = start, end
         self._open: list[str] = []
-        self._text: list[list[str]] = []
-        self._length = 0
+        self._text: list[list[str]] = []  # of each open element, as is the length
+        self._length: list[int] = []
         self.count = 0
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
@@ -80,20 +80,20 @@ class _Events:
             raise _Limit("annotations_xml", f"has an element with more than {MAX_ATTRIBUTES} attributes")
         self._open.append(name)
         self._text.append([])
-        self._length = 0
+        self._length.append(0)
         self._start(self._open, attributes)
 
     def text(self, text: str) -> None:
-        self._length += len(text)
-        if self._length <= MAX_TEXT and self._text:
+        self._length[-1] += len(text)
+        if self._length[-1] <= MAX_TEXT:
             self._text[-1].append(text)
 
     def end(self, _: str) -> None:
         self.count += 1
         text = "".join(self._text.pop()).strip()
+        self._length.pop()
         self._end(self._open, text)
         self._open.pop()
-        self._length = 0
 
 
 def _refuse_doctype(*_: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
@@ -230,7 +231,25 @@ def directory_bomb():
     return bytes(content)
 
 
+def zip64_bomb(length, claimed, record_at):
+    """A .zip whose list of files has ``length`` bytes in its ZIP64 record, and ``claimed`` in its 32-bit one."""
+    content = io.BytesIO(b"PK\3\4")
+    content.seek(length)
+    content.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, length, 0))
+    content.write(struct.pack("<4sLQL", b"PK\6\7", 0, record_at, 1))
+    content.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, claimed, 0, 0))
+    return content.getvalue()
+
+
+def packed_otherwise():
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("annotations.xml", document(GOOD))
+    return content.getvalue()
+
+
 LAUGHS = "<!DOCTYPE a [" + '<!ENTITY a "ha">' + '<!ENTITY b "&a;&a;&a;">' + "]>"
+MORE = zip_member.MAX_DIRECTORY + 1
 BAD_FILES = {
     "cut off": (document(GOOD)[:-20], "annotations_xml"),
     "only the declaration": ('<?xml version="1.0"?>', "annotations_xml"),
@@ -273,7 +292,10 @@ BAD_FILES = {
         "annotations_zip",
     ),
     "an encrypted .zip": (encrypted_zip(), "annotations_zip"),
-    "a .zip with a huge list": (directory_bomb(), "too_large"),
+    "a .zip whose list is longer than it": (directory_bomb(), "annotations_zip"),
+    "a .zip whose two lists differ": (zip64_bomb(MORE, 100, MORE), "too_large"),
+    "a .zip whose record is elsewhere": (zip64_bomb(MORE, 0xFFFFFFFF, 0), "too_large"),
+    "a .zip packed otherwise": (packed_otherwise(), "annotations_zip"),
     "a .zip in the .zip": (zipped({"annotations.xml": zipped({})}), "annotations_xml"),
 }
 BAD_ITEMS = {
@@ -372,6 +394,34 @@ def test_an_unpacked_size_is_bounded(tmp_path, monkeypatch):
     with pytest.raises(DataError) as raised:
         read(tmp_path, bomb)
     assert raised.value.code == "too_large"
+
+
+@pytest.mark.parametrize("claimed", [100, 0xFFFFFFFF])
+def test_a_long_list_of_a_zip_is_never_read_whole(tmp_path, claimed):
+    content = zip64_bomb(4 * MORE, claimed, 0)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more files"), zip_member.open_member(io.BytesIO(content), "a", "a.zip"):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < zip_member.MAX_DIRECTORY
+
+
+def test_files_of_a_zip_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(zip_member, "MAX_FILES", 3)
+    read(tmp_path, zipped({"1": b"", "2": b"", "annotations.xml": document(GOOD).encode()}))
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, zipped({"1": b"", "2": b"", "3": b"", "annotations.xml": document(GOOD).encode()}))
+    assert raised.value.code == "too_large"
+
+
+def test_text_between_children_is_bounded_per_element():
+    content, texts = b"<a>" + b"<b>xxxxxxxx</b>yyyyyyyy" * 50_000 + b"</a>", []
+    xml_events.parse_xml(io.BytesIO(content).read, "a.xml", lambda *_: None, lambda _, text: texts.append(text))
+    assert set(texts[:-1]) == {"xxxxxxxx"}
+    assert len(texts[-1]) <= xml_events.MAX_TEXT
 
 
 def test_one_huge_element_is_refused_before_it_is_whole(tmp_path, monkeypatch):
