@@ -61,7 +61,7 @@ def doctor(
     )
     from ...runtime.bundle.manifest_reading import read_manifest
     from ...runtime.bundle.packaged import resolve_bundle
-    from ...runtime.video.decoder import decoder_problem
+    from ...runtime.video.decoder_start import decoder_problem
 
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     if backend_options.autotune:

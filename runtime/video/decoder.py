@@ -29,22 +29,22 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...base.child_process import ChildEnded, ChildProcess, ChildProtocolError, ChildTimeout
-from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError, StorageError
-from ...base.files import Stopped, open_regular, printable_path
+from ...base.child_process import ChildEnded, ChildProcess
+from ...base.errors import DataError, InvariantError, MissingExtra, SettingsError
+from ...base.files import Stopped, printable_path
 from ..bundle.manifest import KeyframeRule
 from ..clip_records import Candidates, FrameTimes, Keyframes, Segment
 from ..keyframes import Indices
+from .decoder_answers import A, check_frame_times, checked_answer, checked_refusal
+from .decoder_errors import clip_error, invalid_answer_error, opened_clip
 from .decoder_messages import (
     DECODER_BROKEN,
     FRAME_TIME_BYTES,
@@ -60,23 +60,16 @@ from .decoder_messages import (
     Opened,
     PieceMade,
     ReadFrames,
-    Ready,
     Request,
 )
+from .decoder_start import await_ready, broken_error, start_decoder
 from .preprocessing import FrameInput, Frames
 
-PROGRAM = "flamest.runtime.video.decoder_process"
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-START_WITHIN_S = 120.0  # importing PyAV takes 0.3 s; from a slow disk under load much longer
-MAX_REASON_CHARACTERS = 300  # characters of the last line of stderr
 RESTART_CODES = frozenset({"video_too_large"})  # memory may be exhausted: the next clip gets a new process
-OPENING_CODES = {"not_a_file": "video_not_a_file"}  # of base/files.py, for a clip
 CRASH_CODES = frozenset({"decoder_crashed", "decoder_killed"})  # another attempt, in a fresh process, may succeed
 
 LONGEST_PIECE_S = 120.0  # of a proxy video, in one request
 LARGEST_PIECE = 64 << 20  # bytes
-
-A = TypeVar("A", Opened, FramesRead, FramesListed, PieceMade)
 
 
 @dataclass(frozen=True)
@@ -119,6 +112,7 @@ class VideoDecoder:
         self._process: ChildProcess | None = None
         self._is_ready = False
         self._interrupted = False
+        self._works = False  # a process has prepared frames, so every package that it needs is there
         self._opened = 0
         self._name = ""  # of the clip opened last, for errors
         self.peak_kb = 0  # largest resident memory of a decoder process, KiB
@@ -132,7 +126,7 @@ class VideoDecoder:
         """Start the process, unless it runs, so that the first clip need not wait for it."""
         if self._process is None or not self._process.running:
             self._end()
-            self._process = _start()
+            self._process = start_decoder()
 
     def candidates(self, path: Path, segment: Segment | None = None) -> Candidates:
         """Decode the clip, or a segment of it, and return its candidate frames, prepared for the keyframe graph.
@@ -153,7 +147,7 @@ class VideoDecoder:
         )
         self._opened += 1
         self._name = f"{printable_path(path)}#{segment}" if segment else printable_path(path)
-        with _opened_clip(path, self._limits.inside) as fd:
+        with opened_clip(path, self._limits.inside) as fd:
             answer, payload = self._ask(request, Opened, _bytes(rule.candidates, form), fd)
         (pixels,) = self._arrays(payload, [(form.dtype, (len(answer.t_s), *form.shape))])
         return Candidates(
@@ -174,10 +168,12 @@ class VideoDecoder:
         request = ListFrames(self._limits.largest_frame, self._cpu_s)
         self._opened += 1
         self._name = printable_path(path)
-        with _opened_clip(path, self._limits.inside) as fd:
+        with opened_clip(path, self._limits.inside) as fd:
             answer, payload = self._ask(request, FramesListed, MOST_FRAMES * FRAME_TIME_BYTES, fd)
         frames = (answer.frames,)
         t_us, keys = self._arrays(payload, [(np.dtype(np.int64), frames), (np.dtype(np.uint8), frames)])
+        with self._no_invalid_answer():
+            check_frame_times(t_us, keys, answer.end_us)
         return FrameTimes(t_us, np.flatnonzero(keys), answer.end_us, answer.exact)
 
     def proxy(self, path: Path, *, start_s: float, seconds: float) -> bytes:
@@ -190,7 +186,7 @@ class VideoDecoder:
         request = MakePiece(piece.start_us, piece.end_us, self._limits.largest_frame, self._cpu_s)
         self._opened += 1
         self._name = f"{printable_path(path)}#{piece}"
-        with _opened_clip(path, self._limits.inside) as fd:
+        with opened_clip(path, self._limits.inside) as fd:
             _, payload = self._ask(request, PieceMade, LARGEST_PIECE, fd)
         return bytes(payload)
 
@@ -256,22 +252,36 @@ class VideoDecoder:
         except ChildEnded as ended:
             self._end()
             self._check_not_interrupted()
-            raise _clip_error(ended, self._name, self._limits) from ended
+            raise clip_error(ended, self._name, self._limits.timeout_s) from ended
         if isinstance(answer, DecodeRefused):
-            if answer.code in RESTART_CODES:
-                self._end()
-            if answer.code == DECODER_BROKEN:
-                raise _broken_error(answer.message)
-            raise DataError(
-                f"{self._name} {answer.message}",
-                fix=answer.fix or "convert the video again, or remove it",
-                code=answer.code,
-            )
-        if not isinstance(answer, kind):
-            self._end()
-            raise InvariantError(f"the decoder answered {type(answer).__name__}, expected {kind.__name__}")
+            raise self._refusal(answer)
+        with self._no_invalid_answer():
+            answer = checked_answer(answer, kind)
+        self._works = self._works or kind is FramesRead
         self.peak_kb = max(self.peak_kb, answer.peak_kb)
         return answer, payload
+
+    def _refusal(self, answer: DecodeRefused) -> DataError | SettingsError:
+        """The error of a clip that the process refused."""
+        with self._no_invalid_answer():
+            answer = checked_refusal(answer)
+            if answer.code == DECODER_BROKEN and self._works:
+                raise ValueError("it says that it does not run, and it does")
+        if answer.code in RESTART_CODES:
+            self._end()
+        if answer.code == DECODER_BROKEN:
+            return broken_error(answer.message)
+        fix = answer.fix or "convert the video again, or remove it"
+        return DataError(f"{self._name} {answer.message}", fix=fix, code=answer.code)
+
+    @contextlib.contextmanager
+    def _no_invalid_answer(self) -> Iterator[None]:
+        """End the process whose answer the block finds invalid: its ValueError becomes the clip's DataError."""
+        try:
+            yield
+        except ValueError as error:
+            self._end()
+            raise invalid_answer_error(self._name, str(error)) from error
 
     def _arrays(
         self, payload: bytearray, forms: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
@@ -280,7 +290,7 @@ class VideoDecoder:
         sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in forms]
         if any(min(shape) < 1 for _, shape in forms) or len(payload) != sum(sizes):
             self._end()
-            raise _invalid_answer_error(self._name, f"{len(payload)} bytes for {[list(shape) for _, shape in forms]}")
+            raise invalid_answer_error(self._name, f"{len(payload)} bytes for {[list(shape) for _, shape in forms]}")
         found, start = [], 0
         for (dtype, shape), size in zip(forms, sizes, strict=True):
             part = np.frombuffer(payload, dtype, math.prod(shape), start).reshape(shape)
@@ -295,7 +305,7 @@ class VideoDecoder:
         self._check_not_interrupted()  # after the start: whoever interrupts kills the process, or is seen here
         if not self._is_ready:
             try:
-                _await_ready(self._process)
+                await_ready(self._process)
             except SettingsError:
                 self._end()
                 self._check_not_interrupted()
@@ -315,97 +325,3 @@ class VideoDecoder:
 
 def _bytes(frames: int, form: FrameInput) -> int:
     return frames * math.prod(form.shape) * form.dtype.itemsize
-
-
-def decoder_problem() -> str:
-    """Start a decoder process and return the reason why it does not run on this machine; empty when it runs."""
-    try:
-        with _start() as process:
-            _await_ready(process)
-    except SettingsError as error:
-        return error.message
-    return ""
-
-
-def _start() -> ChildProcess:
-    try:
-        return ChildProcess(PROGRAM, environment=ONE_THREAD)
-    except ChildEnded as ended:
-        raise _broken_error(ended.reason) from ended
-
-
-def _await_ready(process: ChildProcess) -> None:
-    try:
-        process.receive(Ready, timeout_s=START_WITHIN_S)
-    except ChildEnded as ended:
-        raise _broken_error(_start_failure(ended)) from ended
-
-
-def _broken_error(reason: str) -> SettingsError:
-    """The error of a decoder that cannot run on this machine; no clip is to blame."""
-    return SettingsError(f"the video decoder does not run: {reason}", fix="flamest-agent doctor", code=DECODER_BROKEN)
-
-
-def _start_failure(ended: ChildEnded) -> str:
-    if isinstance(ended, ChildTimeout):
-        return f"it was not ready within {START_WITHIN_S:g} s"
-    lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
-    if lines:
-        return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:MAX_REASON_CHARACTERS])
-    if ended.status == -signal.SIGKILL:
-        return "it was killed, as the system does when memory is short"
-    return f"it ended with {ended.reason}"
-
-
-def _clip_error(ended: ChildEnded, name: str, limits: DecodeLimits) -> DataError:
-    """The error of a clip in whose middle the process ended, by its status."""
-    if isinstance(ended, ChildTimeout) or ended.status == -signal.SIGXCPU:
-        return _too_slow_error(name, limits)
-    if isinstance(ended, ChildProtocolError):
-        return _invalid_answer_error(name, ended.reason)
-    if ended.status == -signal.SIGKILL:
-        return DataError(
-            f"{name}: the decoder process was killed, as the system does when memory is short",
-            fix="run it again with more memory free",
-            code="decoder_killed",
-        )
-    return DataError(
-        f"{name}: the decoder process crashed on it ({ended.reason})",
-        fix="convert the video again, or remove it",
-        code="decoder_crashed",
-    )
-
-
-def _invalid_answer_error(name: str, problem: str) -> DataError:
-    return DataError(
-        f"{name}: the decoder's answer is invalid: {problem}",
-        fix="convert the video again, or remove it",
-        code="decoder_crashed",
-    )
-
-
-@contextlib.contextmanager
-def _opened_clip(path: Path, inside: Path | None) -> Iterator[int]:
-    """The descriptor of a regular file that is not empty. A pipe or a device is refused at once."""
-    try:
-        file = open_regular(path, inside=inside)
-    except StorageError as error:
-        raise DataError(error.message, fix=error.fix, code="video_unreadable") from error
-    except DataError as error:
-        raise DataError(error.message, fix=error.fix, code=OPENING_CODES.get(error.code, error.code)) from error
-    with file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise DataError(
-                f"{printable_path(path)} is empty",
-                fix="copy the video again from its source, or remove it",
-                code="video_empty",
-            )
-        yield file.fileno()
-
-
-def _too_slow_error(name: str, limits: DecodeLimits) -> DataError:
-    return DataError(
-        f"{name} took longer than {limits.timeout_s:g} s to decode",
-        fix="cut it into shorter clips",
-        code="video_timeout",
-    )

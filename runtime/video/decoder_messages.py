@@ -12,7 +12,13 @@ from .preprocessing import FrameInput
 
 DECODER_BROKEN = "decoder_broken"  # the code of a refusal that is no clip's fault
 MOST_FRAMES = 4_000_000  # of a video with segments: 37 hours at 30 a second; its index takes 100 MB
+MAX_TEXT = 400  # characters of a message, a fix or a warning
 FRAME_TIME_BYTES = 9  # a frame's time and its key frame flag, in ``FramesListed``
+
+
+def printable_text(text: str) -> str:
+    """Return what of a text may be sent and shown: printable letters, ``?`` for others, at most MAX_TEXT."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
 
 
 class FramePart(Record, frozen=True):

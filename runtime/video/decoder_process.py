@@ -36,6 +36,7 @@ from .decoder_messages import (
     ReadFrames,
     Ready,
     Request,
+    printable_text,
 )
 from .frame_parts import read_parts
 from .open_video import OpenVideo
@@ -106,13 +107,13 @@ def _serve(parent: Channel) -> None:
         try:
             payload, answer = decoder.answer(request, attached)
         except DataError as error:
-            answer = DecodeRefused(error.code, error.message, error.fix)
+            answer = DecodeRefused(error.code, printable_text(error.message), printable_text(error.fix))
         except MemoryError:  # before FFmpegError: PyAV's own MemoryError is one too
             answer = DecodeRefused("video_too_large", f"needs more than {MEMORY_BYTES >> 20} MiB of memory to decode")
         except av.error.FFmpegError as error:
-            answer = DecodeRefused("video_damaged", f"cannot be decoded: {error}")
+            answer = DecodeRefused("video_damaged", printable_text(f"cannot be decoded: {error}"))
         except (ImportError, MissingExtra) as error:  # no clip's fault
-            answer = DecodeRefused(DECODER_BROKEN, str(error))
+            answer = DecodeRefused(DECODER_BROKEN, printable_text(str(error)))
         parent.send(answer, payload)
         payload = memoryview(b"")
         if not isinstance(answer, Opened):

@@ -1,5 +1,6 @@
 """Real files through the real decoder process: what is read, and that nothing breaks it."""
 
+import math
 import os
 import resource
 import shutil
@@ -12,11 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.base.child_process import ChildProcess
+from flamest.base.child_process import ChildProcess, ChildProtocolError
 from flamest.base.errors import DataError, InvariantError, SettingsError
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.video.decoder import DecodeLimits, VideoDecoder
-from flamest.runtime.video.decoder_messages import DECODER_BROKEN, DecodeRefused, FramesRead, Opened
+from flamest.runtime.video.decoder_messages import (
+    DECODER_BROKEN,
+    DecodeRefused,
+    FramesListed,
+    FramesRead,
+    Opened,
+)
 from flamest.runtime.video.preprocessing import FrameInput, frames_for, prepare_frames
 
 SMALL = FramePreprocessing(size=24, fit="crop", filter="bilinear", mean=(0.45,) * 3, std=(0.225,) * 3)
@@ -431,6 +438,93 @@ def test_a_decoder_with_invalid_answers_is_ended(clips, tmp_path, monkeypatch, t
             patch.setattr("flamest.base.child_process.ChildProcess.receive", lambda *_, **options: lie)
             assert refused(decoder, path) == "decoder_crashed"
         assert decoder.candidates(path).frames == 40
+
+
+ONE = 3 * 24 * 24 * 4  # bytes of a candidate
+LIES = {
+    "negative times": (Opened((-1.0,), 1, (), 1), ONE),
+    "times that decrease": (Opened((1.0, 0.5), 2, (), 1), 2 * ONE),
+    "times that are none": (Opened((0.0, math.nan), 2, (), 1), 2 * ONE),
+    "times without an end": (Opened((0.0, math.inf), 2, (), 1), 2 * ONE),
+    "fewer frames than times": (Opened((0.0, 1.0), 1, (), 1), 2 * ONE),
+    "frames beyond counting": (Opened((0.0,), 1 << 70, (), 1), ONE),
+    "negative frames decoded": (Opened((0.0,), 1, (), 1, -5), ONE),
+    "negative memory": (Opened((0.0,), 1, (), -1), ONE),
+    "a warning that drives a terminal": (Opened((0.0,), 1, ("\x1b[2J",), 1), ONE),
+    "a warning that turns letters": (Opened((0.0,), 1, ("a\u202eb",), 1), ONE),
+    "a warning without an end": (Opened((0.0,), 1, ("a" * 100_000,), 1), ONE),
+    "warnings without an end": (Opened((0.0,), 1, ("a",) * 1000, 1), ONE),
+    "another answer": (FramesRead(1, 1, 1.0, 1), ONE),
+    "a refusal of another code": (DecodeRefused("not_a_file", "is odd"), 0),
+    "a refusal with a code of two lines": (DecodeRefused("video_damaged\nok", "is odd"), 0),
+    "a refusal that drives a terminal": (DecodeRefused("video_damaged", "is\x1b]0;owned\x07"), 0),
+    "a refusal of two lines": (DecodeRefused("video_damaged", "is odd\nok: all well"), 0),
+    "a refusal with a fix of two lines": (DecodeRefused("video_damaged", "is odd", "rm\n"), 0),
+    "a refusal without an end": (DecodeRefused("video_damaged", "a" * 100_000), 0),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_answer_that_cannot_be_is_the_decoders_crash(clips, tmp_path, monkeypatch, lie):
+    path = clips.write_clip(tmp_path / "a.avi")
+    answer, payload = LIES[lie]
+    with VideoDecoder(RULE) as decoder:
+        with monkeypatch.context() as patch:
+            patch.setattr(ChildProcess, "receive", lambda *_, **options: (answer, bytearray(payload)))
+            with pytest.raises(DataError) as caught:
+                decoder.candidates(path)
+        assert caught.value.code == "decoder_crashed"
+        assert caught.value.message.isprintable()
+        assert len(caught.value.message) < len(str(path)) + 200
+        assert decoder.candidates(path).frames == 40
+
+
+@pytest.mark.parametrize(
+    ("t_us", "keys", "end_us"),
+    [
+        ((-1, 0), (1, 0), 10),
+        ((0, 10, 5), (1, 0, 0), 20),
+        ((0, 10), (1, 2), 20),
+        ((0, 10), (1, 0), 9),
+        ((0, 10), (1, 0), -1),
+        ((0, 10), (1, 0), 1 << 70),
+    ],
+)
+def test_frame_times_that_cannot_be_are_the_decoders_crash(clips, tmp_path, monkeypatch, t_us, keys, end_us):
+    path = clips.write_clip(tmp_path / "a.avi")
+    payload = bytearray(np.array(t_us, np.int64).tobytes() + bytes(keys))
+    with VideoDecoder(None) as decoder:
+        with monkeypatch.context() as patch:
+            lie = FramesListed(len(t_us), True, end_us, 1), payload
+            patch.setattr(ChildProcess, "receive", lambda *_, **options: lie)
+            with pytest.raises(DataError) as caught:
+                decoder.frame_times(path)
+        assert caught.value.code == "decoder_crashed"
+        assert len(decoder.frame_times(path).t_us) == 40
+
+
+def test_a_decoder_that_has_worked_cannot_end_the_extraction(clips, tmp_path, monkeypatch):
+    path = clips.write_clip(tmp_path / "a.avi")
+    with VideoDecoder(RULE) as decoder:
+        decoder.prepared(decoder.candidates(path), [(np.array([0]), MOTION)])
+        refusal = (DecodeRefused(DECODER_BROKEN, "pillow is not installed"), bytearray())
+        monkeypatch.setattr(ChildProcess, "receive", lambda *_, **options: refusal)
+        assert refused(decoder, path) == "decoder_crashed"
+
+
+def test_words_of_an_unknown_answer_are_bounded_and_printable(clips, tmp_path, monkeypatch):
+    path = clips.write_clip(tmp_path / "a.avi")
+
+    def unknown(self, kind, **options):
+        raise ChildProtocolError("an invalid answer: Invalid value " + "\x1b[2J" * 10_000)
+
+    with VideoDecoder(RULE) as decoder:
+        decoder.candidates(path)
+        monkeypatch.setattr(ChildProcess, "receive", unknown)
+        with pytest.raises(DataError) as caught:
+            decoder.candidates(path)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < len(str(path)) + 500
 
 
 @pytest.mark.parametrize(
