@@ -100,12 +100,12 @@ class Contents:
         self._finish_copies(seen, outcome)
 
     def _finish_copies(self, seen: _Seen, outcome: Outcome) -> None:
-        """Report copies: a copy fails as its content did; its label is compared only if there are features."""
+        """Report copies: a copy fails as its content did; its label, if any, is compared only if there are features."""
         while seen.copies:
             copy = seen.copies.pop(0)
             if outcome.failed is not None:
                 self._report(Outcome(replace(outcome.failed, clip=copy.name)))
-            elif copy.label != seen.found.label:
+            elif copy.label not in (None, seen.found.label):
                 self._report(Outcome(failed_clip(copy, _label_conflict(seen.found))))
             else:
                 self._report(Outcome())
@@ -152,7 +152,8 @@ def content_hash(path: Path, limits: DecodeLimits, stop: Callable[[], bool] = la
 def in_file_order(clips: Iterable[FoundClip], *, latest_first: bool = False) -> list[FoundClip]:
     """Return the clips file by file, each file's segments by time after the file itself, or against time before it.
 
-    ``latest_first`` is for a retry: of a file whose first segments cannot be read, the others may be.
+    Files without any label come last: of a content's copies the first one met counts. ``latest_first`` is for a retry:
+    of a file whose first segments cannot be read, the others may be.
     """
     by_file: dict[Path, list[FoundClip]] = {}
     for clip in clips:
@@ -160,7 +161,7 @@ def in_file_order(clips: Iterable[FoundClip], *, latest_first: bool = False) -> 
     whole = Segment(-1, 0)
     return [
         clip
-        for same in by_file.values()
+        for same in sorted(by_file.values(), key=lambda same: all(clip.label is None for clip in same))
         for clip in sorted(same, key=lambda clip: clip.segment or whole, reverse=latest_first)
     ]
 

@@ -170,6 +170,17 @@ def test_the_same_content_under_two_labels_keeps_the_first(request_):
     assert stored.labels[stored.paths.index("punch/1.avi")] == "punch"
 
 
+@pytest.mark.parametrize("unlabelled", ["0.avi", "zz.avi"])
+def test_an_unlabelled_copy_of_a_labelled_clip_is_no_conflict(request_, unlabelled):
+    shutil.copyfile(request_.videos / "punch" / "2.avi", request_.videos / unlabelled)
+    for _ in range(2):
+        report = extract_folder(request_)
+        assert not report.failed
+        labels = dict(zip(read(request_).paths, read(request_).labels, strict=True))
+        assert labels["punch/2.avi"] == "punch"
+        assert unlabelled not in labels
+
+
 def test_copies_of_a_broken_file_fail_as_it_does(request_):
     """Their labels are not compared."""
     shutil.copytree(request_.videos / "wave", request_.videos / "jump")  # copies under another label, of good clips
