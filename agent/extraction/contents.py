@@ -56,6 +56,7 @@ class Contents:
         self._unusable: tuple[Path, DataError] | None = None  # the last file that has no content to identify
         self._seen: dict[str, _Seen] = {}  # by identity
         self.listed: dict[str, set[str]] = {}  # identities of the clips met, by their files' SHA-256
+        self.files: dict[str, set[str]] = {}  # names of the files with each of these contents
         self.unidentified: set[str] = set()  # names of clips whose file could not be hashed
         self.changed: set[str] = set()  # SHA-256 of files that were written to since
 
@@ -73,6 +74,7 @@ class Contents:
             return None
         clip = _clip(found, file.sha256)
         self.listed.setdefault(file.sha256, set()).add(clip.sha256)
+        self.files.setdefault(file.sha256, set()).add(found.file_name)
         seen = self._seen.setdefault(clip.sha256, _Seen(found, file.stamp))
         if seen.found is found:
             return clip

@@ -28,6 +28,7 @@ from .clips import ClipFolder, FoundClip, check_videos_folder, scan_clips
 from .contents import Contents, Outcome, in_file_order
 from .failures import REMEMBERED_CODES, FailedClip, KnownFailures, one_per_file
 from .groups import DEFAULT_RULES, ClipRules
+from .nested_folders import is_from_around
 from .networks_on_demand import NetworksOnDemand
 from .report import ClipWarning, ExtractReport, ExtractRequest
 from .store import FeatureStore
@@ -80,7 +81,7 @@ def extract_clips(
 
     open_manifest(request.bundle, request.trusted)  # a wrong --bundle is reported before a store is created
     with FeatureStore.open(request.store) as store:
-        extraction = _Extraction(request, store, _Callbacks(report, notice))
+        extraction = _Extraction(request, folder, store, _Callbacks(report, notice))
         with closing(extraction.networks):
             extraction.run(in_file_order(folder.clips, latest_first=request.retry), stop)
             if len(outcomes) == len(folder.clips):
@@ -98,8 +99,10 @@ class _Callbacks(NamedTuple):
 class _Extraction:
     """The state of one extraction: the store, the extractor once it is needed, the contents seen."""
 
-    def __init__(self, request: ExtractRequest, store: FeatureStore, callbacks: _Callbacks) -> None:
-        self._store = store
+    def __init__(
+        self, request: ExtractRequest, folder: ClipFolder, store: FeatureStore, callbacks: _Callbacks
+    ) -> None:
+        self._folder, self._store = folder, store
         manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = manifest.fingerprint
         self.networks = NetworksOnDemand(request, manifest, store, callbacks.notice)
@@ -155,18 +158,33 @@ class _Extraction:
     def _known_outcome(self, clip: Clip, found: FoundClip) -> Outcome | None:
         """Return the outcome of earlier runs, or of another segment of the file; None when it has to be extracted."""
         if self._store.has(clip.sha256, self._fingerprint, self.networks.precision):
-            self._store.note_clip(clip, name=found.name)
+            listed, name = self._as_listed(clip)
+            self._store.note_clip(listed, name=name)
             return Outcome()
         failed = self._failures.of(clip, found)
         return None if failed is None else Outcome(failed)
+
+    def _as_listed(self, clip: Clip) -> tuple[Clip, str]:
+        """Return the clip with what is to be stored of it, and its name.
+
+        A folder inside the one that gave the clip its label has no class for it: that is no reason to forget the label.
+        """
+        name = self.contents.found(clip).name
+        if clip.label is None and not self._folder.listed:
+            known = self._store.labelled(clip.sha256)
+            if known is not None and is_from_around(known.path, name, self._folder.root):
+                kept = replace(clip, label=known.label, group=known.group, person=known.person, camera=known.camera)
+                return kept, known.path
+        return clip, name
 
     def _store_results(self, extracted: Sequence[ExtractionResult]) -> None:
         """Store the features, or the reasons why there are none, and report the outcomes."""
         problems = [self._problem(each) for each in extracted]
         self._store.add_all(
-            (each.clip, each.features, self.contents.found(each.clip).name)
+            (clip, each.features, name)
             for each, problem in zip(extracted, problems, strict=True)
             if problem is None and each.features is not None
+            for clip, name in [self._as_listed(each.clip)]
         )
         for each, problem in zip(extracted, problems, strict=True):
             found, features = self.contents.found(each.clip), each.features

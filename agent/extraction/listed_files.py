@@ -48,7 +48,7 @@ class ListedFiles:
             return [here]
         if here != self._folder and here.is_symlink():
             return []
-        names = self._folded(here).get(_folded(parts[0]), [])
+        names = self._folded(here).get(folded(parts[0]), [])
         return [path for name in names for path in self._other_case(here / name, parts[1:])]
 
     def _folded(self, here: Path) -> dict[str, list[str]]:
@@ -58,12 +58,14 @@ class ListedFiles:
             try:
                 inside = here.resolve(strict=True).is_relative_to(self._root)
                 for name in os.listdir(here) if inside else ():
-                    names.setdefault(_folded(name), []).append(name)
+                    names.setdefault(folded(name), []).append(name)
             except (OSError, RuntimeError):
                 names = {}
             self._names[here] = names
         return self._names[here]
 
 
-def _folded(name: str) -> str:
+def folded(path: str) -> str:
+    """Return a form that is the same for paths which a row may name instead of each other."""
+    name = path.replace("\\", "/")
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ...base.errors import DataError, FlamestError, StorageError
 from ...base.files import FileLock, printable_path, storage_code
 from ...base.sqlite import damaged_error, open_for_reading, open_for_writing, translated_errors
 from ...runtime.clip_records import Clip, ClipFeatures, Segment
-from .store_records import ClipNote, Failure, FeatureKind, FeatureRow, StoredFeatures, file_of
+from .store_records import ClipNote, Failure, FeatureKind, FeatureRow, ListedClip, StoredFeatures, file_of
 from .store_schema import CLIP_COLUMNS, FEATURE_STORE
 
 if TYPE_CHECKING:
@@ -126,15 +126,23 @@ class FeatureStore:
             with self._writing():
                 self._put_clip(now)
 
-    def keep_listed(self, file_sha256: str, listed: Collection[str], *, except_paths: Collection[str] = ()) -> None:
+    def labelled(self, sha256: str) -> ListedClip | None:
+        """Return how a clip is listed that has a label; None for another one."""
+        query = "SELECT path, label, grp, person, camera FROM clips WHERE sha256 = ? AND listed AND label IS NOT NULL"
+        rows = self._rows(query, (sha256,))
+        return ListedClip(*rows[0]) if rows else None
+
+    def keep_listed(
+        self, file_sha256: str, listed: Collection[str], *, keeps: Callable[[str], bool] = lambda path: False
+    ) -> None:
         """Take their labels from a file's clips, itself among them, whose identities are not in ``listed``.
 
-        Their features stay, and listing them again (``add``, ``note_clip``) gives them a label again. Clips that were
-        last seen as one of ``except_paths`` keep theirs.
+        Their features stay, and listing them again (``add``, ``note_clip``) gives them a label again. ``keeps``: whether
+        a clip that was last seen under this path keeps its label nevertheless.
         """
         query = "SELECT sha256, path FROM clips WHERE (file_sha256 = ?1 OR sha256 = ?1) AND listed"
         rows = self._rows(query, (file_sha256,))
-        gone = [sha256 for sha256, path in rows if sha256 not in listed and path not in except_paths]
+        gone = [sha256 for sha256, path in rows if sha256 not in listed and not keeps(path)]
         if gone:
             with self._writing():
                 for sha256 in gone:

@@ -19,6 +19,16 @@ class FeatureKind(NamedTuple):
     clips: int
 
 
+class ListedClip(NamedTuple):
+    """How a clip with a label was listed when it was last seen."""
+
+    path: str
+    label: str
+    group: str
+    person: str
+    camera: str
+
+
 class Failure(NamedTuple):
     """The reason why a clip could not be used when it was last tried."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from ...base.errors import DataError
 from ...base.files import Stopped
@@ -10,6 +10,8 @@ from ...runtime.video.decoder import DecodeLimits
 from .clips import ClipFolder
 from .contents import Contents, content_hash
 from .failures import file_of_name
+from .listed_files import folded
+from .nested_folders import is_of_another_folder
 from .store import FeatureStore
 
 
@@ -19,18 +21,22 @@ def take_labels_of_unlisted(
     """Take the labels of stored clips that the folder lists no more. To be called when all its clips were met.
 
     They are clips of a file that is listed otherwise now, and of one that is still in the folder and in no row of its
-    labels.csv. Clips that were last seen under a name that is listed and could not be looked at keep theirs; so do all
-    where a folder inside, or a row, could not be read.
+    labels.csv. Clips that were last seen under a name that is listed and could not be looked at keep theirs, as do
+    those that a folder around this one or inside it lists; so do all where a folder inside, or a row, could not be read.
     """
     if not folder.whole:
         return
-    unknown = contents.unidentified.union(problem.name for problem in folder.problems)
+    unknown = {folded(name) for name in contents.unidentified.union(problem.name for problem in folder.problems)}
     for file_sha256, identities in contents.listed.items():
+
+        def keeps(stored: str, names: Collection[str] = contents.files[file_sha256]) -> bool:
+            return folded(stored) in unknown or is_of_another_folder(stored, names, folder.root)
+
         if file_sha256 not in contents.changed:
-            store.keep_listed(file_sha256, identities, except_paths=unknown)
+            store.keep_listed(file_sha256, identities, keeps=keeps)
     if folder.listed:
         for file_sha256 in _left_out(store, folder, contents, limits, stop):
-            store.keep_listed(file_sha256, (), except_paths=unknown)
+            store.keep_listed(file_sha256, (), keeps=lambda stored: folded(stored) in unknown)
 
 
 def _left_out(

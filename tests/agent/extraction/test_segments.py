@@ -308,11 +308,49 @@ def test_a_folder_that_is_not_known_whole_takes_no_label(request_, harm, monkeyp
     assert names(*CUTS) <= {name for name, label in labels_of(request_).items() if label}
 
 
-def test_rows_of_a_file_that_is_missing_for_now_keep_their_labels(request_):
+@pytest.mark.parametrize("file", ["ward/long.mp4", r"Ward\LONG.mp4"])
+def test_rows_of_a_file_that_is_missing_for_now_keep_their_labels(request_, file):
     shutil.copy(request_.videos / "ward" / "long.mp4", request_.videos / "copy.mp4")
-    listed(request_.videos, *CUTS)
+    listed(request_.videos, *CUTS, file=file)
     extract_folder(request_)
     (request_.videos / "ward" / "long.mp4").unlink()
-    listed(request_.videos, *CUTS, more="copy.mp4,wave,,,,1,2\n")  # the same content, listed otherwise
+    listed(request_.videos, *CUTS, file=file, more="copy.mp4,wave,,,,1,2\n")  # the same content, listed otherwise
     report = extract_folder(request_)
     assert (report.extracted, report.failed_clips, report.unlisted) == (1, 4, 0)
+
+
+def test_an_extraction_of_a_folder_inside_takes_no_labels(request_):
+    listed(request_.videos, *CUTS, more="ward/short.mp4,run,,,,,\n")
+    extract_folder(request_)
+    before = labels_of(request_)
+    inside = replace(request_, videos=request_.videos / "ward")
+    report = extract_folder(inside)
+    assert (report.extracted, report.unlisted) == (1, 0)  # the long file, whole and without a label
+    assert labels_of(request_) == {**before, "long.mp4": None}
+    (inside.videos / "labels.csv").write_text("path,label,start_s,end_s\nlong.mp4,fall,1,2\nshort.mp4,fall,,\n")
+    assert extract_folder(inside).unlisted == 1  # the whole file, which this folder listed itself
+    assert {name: label for name, label in labels_of(request_).items() if label} == {
+        **{name: "wave" for name in names(*CUTS)},
+        "long.mp4#t=1,2": "fall",
+        "short.mp4": "fall",
+    }
+
+
+def test_an_extraction_of_a_folder_around_takes_no_labels(request_):
+    inside = replace(request_, videos=request_.videos / "ward")
+    listed(inside.videos, *CUTS, file="long.mp4")
+    extract_folder(inside)
+    report = extract_folder(request_)  # without a labels.csv: whole files of the class "ward"
+    assert (report.extracted, report.unlisted) == (2, 0)
+    assert set(labels_of(request_).values()) == {"wave", "ward"}
+
+
+def test_a_file_that_is_moved_and_listed_otherwise_takes_the_old_labels(request_):
+    listed(request_.videos, *CUTS)
+    extract_folder(request_)
+    (request_.videos / "ward" / "long.mp4").rename(request_.videos / "long.mp4")
+    listed(request_.videos, (0, 3), file="long.mp4")
+    assert extract_folder(request_).unlisted == 4
+    (request_.videos / "long.mp4").rename(request_.videos / "ward" / "long.mp4")
+    listed(request_.videos, (0, 5))
+    assert extract_folder(request_).unlisted == 5
