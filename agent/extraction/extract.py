@@ -99,9 +99,7 @@ class _Callbacks(NamedTuple):
 class _Extraction:
     """The state of one extraction: the store, the extractor once it is needed, the contents seen."""
 
-    def __init__(
-        self, request: ExtractRequest, folder: ClipFolder, store: FeatureStore, callbacks: _Callbacks
-    ) -> None:
+    def __init__(self, request: ExtractRequest, folder: ClipFolder, store: FeatureStore, callbacks: _Callbacks) -> None:
         self._folder, self._store = folder, store
         manifest, _ = open_manifest(request.bundle, request.trusted)
         self._fingerprint = manifest.fingerprint

@@ -127,7 +127,7 @@ class FeatureStore:
                 self._put_clip(now)
 
     def labelled(self, sha256: str) -> ListedClip | None:
-        """Return how a clip is listed that has a label; None for another one."""
+        """Return the row of a clip that has a label; None for another one."""
         query = "SELECT path, label, grp, person, camera FROM clips WHERE sha256 = ? AND listed AND label IS NOT NULL"
         rows = self._rows(query, (sha256,))
         return ListedClip(*rows[0]) if rows else None

@@ -20,7 +20,7 @@ class FeatureKind(NamedTuple):
 
 
 class ListedClip(NamedTuple):
-    """How a clip with a label was listed when it was last seen."""
+    """The row of a clip with a label, as it was last listed."""
 
     path: str
     label: str
