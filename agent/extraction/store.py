@@ -137,8 +137,8 @@ class FeatureStore:
     ) -> None:
         """Take their labels from a file's clips, itself among them, whose identities are not in ``listed``.
 
-        Their features stay, and listing them again (``add``, ``note_clip``) gives them a label again. ``keeps``: whether
-        a clip that was last seen under this path keeps its label nevertheless.
+        Their features stay, and listing them again (``add``, ``note_clip``) gives them a label again. ``keeps``:
+        whether a clip that was last seen under this path keeps its label nevertheless.
         """
         query = "SELECT sha256, path FROM clips WHERE (file_sha256 = ?1 OR sha256 = ?1) AND listed"
         rows = self._rows(query, (file_sha256,))

@@ -22,7 +22,7 @@ def take_labels_of_unlisted(
 
     They are clips of a file that is listed otherwise now, and of one that is still in the folder and in no row of its
     labels.csv. Clips that were last seen under a name that is listed and could not be looked at keep theirs, as do
-    those that a folder around this one or inside it lists; so do all where a folder inside, or a row, could not be read.
+    those that a folder around this one or inside it lists; so do all where a folder inside or a row could not be read.
     """
     if not folder.whole:
         return

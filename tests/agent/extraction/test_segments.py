@@ -330,7 +330,7 @@ def test_an_extraction_of_a_folder_inside_takes_no_labels(request_):
     (inside.videos / "labels.csv").write_text("path,label,start_s,end_s\nlong.mp4,fall,1,2\nshort.mp4,fall,,\n")
     assert extract_folder(inside).unlisted == 1  # the whole file, which this folder listed itself
     assert {name: label for name, label in labels_of(request_).items() if label} == {
-        **{name: "wave" for name in names(*CUTS)},
+        **dict.fromkeys(names(*CUTS), "wave"),
         "long.mp4#t=1,2": "fall",
         "short.mp4": "fall",
     }
