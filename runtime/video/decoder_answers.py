@@ -27,7 +27,7 @@ from .decoder_messages import (
 
 REFUSAL_CODES = frozenset(
     {"video_empty", "video_not_video", "video_no_stream", "video_unknown_codec", "video_damaged", "video_too_large"}
-    | {"segment_outside", "segment_empty", DECODER_BROKEN}
+    | {"video_timeout", "segment_outside", "segment_empty", DECODER_BROKEN}
 )
 MAX_WARNINGS = 8
 LARGEST = 1 << 62  # of any number: frames, microseconds, KiB

@@ -45,6 +45,7 @@ from .proxy import encode_piece
 
 MEMORY_BYTES = 3 << 30  # address space: Python with ffmpeg takes 0.3 GiB before the first frame
 OPEN_FILES = 32
+LIMITS_AGAIN = 10  # clips' time limits that a file may take for decoding from its beginning again
 
 
 def main() -> None:
@@ -138,14 +139,14 @@ class Decoder:
         if attached is None:
             raise ValueError("a request to open a clip has no file")
         if isinstance(request, ListFrames):
-            return _listed(self._opened_video(attached, request.largest_frame))
+            return _listed(self._opened_video(attached, request))
         if isinstance(request, MakePiece):
-            video = self._opened_video(attached, request.largest_frame)
+            video = self._opened_video(attached, request)
             piece = encode_piece(video, Segment(request.start_us, request.end_us))
             return memoryview(piece), PieceMade(peak_resident_kb())
         if request.segment is None:
             return self._candidates(self._whole(attached, request), request)
-        video = self._opened_video(attached, request.largest_frame)
+        video = self._opened_video(attached, request)
         return self._candidates(DecodedSegment(video, Segment(*request.segment), request), request)
 
     def release_frames(self) -> None:
@@ -158,13 +159,13 @@ class Decoder:
             fd, candidates=request.candidates, largest_frame=request.largest_frame, held_bytes=request.held_bytes
         )
 
-    def _opened_video(self, fd: int, largest_frame: int) -> OpenVideo:
+    def _opened_video(self, fd: int, request: OpenClip | ListFrames | MakePiece) -> OpenVideo:
         """The video in ``fd``; the one that is open where it is the same file, unchanged."""
         if self._video is not None and self._content == _content(fd):
             os.close(fd)
             return self._video
         self._take(fd)
-        self._video = OpenVideo(fd, largest_frame)
+        self._video = OpenVideo(fd, request.largest_frame, again_s=LIMITS_AGAIN * request.cpu_s)
         return self._video
 
     def _take(self, fd: int) -> None:

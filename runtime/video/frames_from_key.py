@@ -58,6 +58,11 @@ class FramesFromKey:
             self._lost = True
             raise
 
+    @property
+    def latest(self) -> int:
+        """Presentation time of the frame given last."""
+        return self._latest
+
     def close(self) -> None:
         self._ready.clear()
         self._container.close()

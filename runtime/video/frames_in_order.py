@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..clip_records import Segment
 from .video_file import USUAL_RATE, VideoFile, decoded_frames, ticks_us
 
 if TYPE_CHECKING:
@@ -42,20 +44,29 @@ class FramesInOrder:
         """Microseconds from the first frame to the end of the last one so far."""
         return self._latest[0] + self._length_us
 
-    def next(self) -> Picture | None:
+    def pictures(self, segment: Segment) -> Iterator[Picture]:
+        """The frames of a segment that begins after ``position_us``; the next call goes on after it."""
+        while (picture := self._next()) is not None:
+            if picture.t_us >= segment.end_us:
+                self._give_back(picture)
+                return
+            if picture.t_us >= segment.start_us:
+                yield picture
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _next(self) -> Picture | None:
         """The next frame; None after the last."""
         picture, self._given_back = self._given_back or self._decode(), None
         if picture is not None:
             self.position_us = picture.t_us
         return picture
 
-    def give_back(self, picture: Picture) -> None:
-        """Let ``next`` return this frame once more."""
+    def _give_back(self, picture: Picture) -> None:
+        """Let ``_next`` return this frame once more."""
         self._given_back = picture
         self.position_us = picture.t_us - 1
-
-    def close(self) -> None:
-        self._container.close()
 
     def _decode(self) -> Picture | None:
         for frame in self._frames:

@@ -6,8 +6,12 @@ What defines a segment is the whole file decoded from its beginning (frames_in_o
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 from ...base.errors import DataError
 from ..clip_records import FrameTimes, Segment
@@ -19,13 +23,19 @@ from .video_file import VideoFile
 MOST_FAILURES = 4  # of decoding from a key frame, in one file; after that it is decoded from its beginning
 CORRECT_THE_ROW = "correct start_s and end_s of this row in labels.csv"
 
+T = TypeVar("T")
 Way = Callable[[], Iterator[Picture]]  # the segment's frames in the order in which they are shown
 
 
 class OpenVideo:
-    """A video in an open file descriptor. Raises DataError with a code of decoder.py."""
+    """A video in an open file descriptor. Raises DataError with a code of decoder.py.
 
-    def __init__(self, fd: int, largest_frame: int) -> None:
+    ``again_s``: processor seconds that may be spent, in all, on going back: a video with few key frames, or without a
+    usable index, is decoded again up to each segment that does not begin after the one before.
+    """
+
+    def __init__(self, fd: int, largest_frame: int, *, again_s: float = math.inf) -> None:
+        self._again_s, self._spent_again_s = again_s, 0.0
         self._file = VideoFile(fd, largest_frame)
         container, stream = self._file.open()
         with container:
@@ -110,23 +120,37 @@ class OpenVideo:
             self._index.usable = False
 
     def _decoded_from(self, decoder: FramesFromKey, key: int, wanted: Ticks) -> Iterator[Picture]:
+        frames = decoder.frames(key, wanted)
         try:
-            for frame in decoder.frames(key, wanted):
+            for frame in self._going_back(frames) if decoder.latest >= wanted[0] else frames:
                 yield Picture(*self._index.shown_at(frame.pts or 0), frame)
         except NotAsIndexed:
             self._failures += 1
             raise
 
     def _decoded_in_order(self, segment: Segment) -> Iterator[Picture]:
-        frames = self._in_order
-        if frames is None or frames.position_us >= segment.start_us:
-            if frames is not None:
-                self._closed = (self._closed[0] + frames.decoded, self._closed[1] + frames.damaged)
-                frames.close()
+        frames, begun = self._in_order, self._in_order is not None
+        if frames is not None and frames.position_us >= segment.start_us:
+            self._closed = (self._closed[0] + frames.decoded, self._closed[1] + frames.damaged)
+            frames.close()
+            frames = self._in_order = None
+        if frames is None:
             frames = self._in_order = FramesInOrder(self._file)
-        while (picture := frames.next()) is not None:
-            if picture.t_us >= segment.end_us:
-                frames.give_back(picture)
-                return
-            if picture.t_us >= segment.start_us:
-                yield picture
+            pictures = frames.pictures(segment)
+            yield from self._going_back(pictures) if begun else pictures
+        else:
+            yield from frames.pictures(segment)
+
+    def _going_back(self, found: Iterator[T]) -> Iterator[T]:
+        """Count the time that the first frame takes, of a segment before which the decoder has to go back."""
+        if self._spent_again_s > self._again_s:
+            raise DataError(
+                "follows other segments in the file's rows, and going back in this file took longer than a file may "
+                "take",
+                fix="convert the video, for example to H.264 in MP4 with a key frame every few seconds",
+                code="video_timeout",
+            )
+        began = time.process_time()
+        first = list(itertools.islice(found, 1))
+        self._spent_again_s += time.process_time() - began
+        yield from itertools.chain(first, found)

@@ -1,4 +1,7 @@
-"""Files no segment of which can be read: found out by few segments, and the others are not tried."""
+"""Files whose segments cannot be read: found out by few segments, and the others are not tried.
+
+A file's segments together may so take the time limit of a few clips for nothing, not each of them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from ..clip_records import Clip
 FILE_CODES = frozenset({"video_empty", "video_not_video", "video_no_stream", "video_unknown_codec"})
 COSTLY_CODES = {"decoder_crashed": "crashed on", "video_timeout": "took too long for"}
 MOST_COSTLY = 3  # segments of one file that may fail so, none being read, before the others are given up
+MOST_COSTLY_OF_READ = 6  # the same where others of its segments are read
 
 _File = tuple[Path, str]  # path, SHA-256
 
@@ -26,7 +30,8 @@ class UnreadableFiles:
         self._lock = threading.Lock()
         self._reasons: dict[_File, tuple[Clip, DataError]] = {}  # with the segment that failed of it
         self._read: set[_File] = set()
-        self._costly: Counter[tuple[_File, str]] = Counter()  # by code
+        self._costly: Counter[_File] = Counter()
+        self._costly_code: dict[_File, str] = {}  # of the last costly failure
 
     def check(self, clip: Clip) -> None:
         """Raise the DataError of a segment that cannot be read or is not worth a try."""
@@ -34,17 +39,17 @@ class UnreadableFiles:
             return
         with self._lock:
             known = self._reasons.get(_file(clip))
-            costly = [] if _file(clip) in self._read else list(COSTLY_CODES)
-            given_up = [code for code in costly if self._costly[_file(clip), code] >= MOST_COSTLY]
+            failed, is_read = self._costly[_file(clip)], _file(clip) in self._read
+            code = self._costly_code.get(_file(clip), "")
         name = f"{printable_path(clip.path)}#{clip.segment}"
         if known is not None:
             first, error = known
             problem = error.message.removeprefix(f"{printable_path(first.path)}#{first.segment}")
             raise DataError(f"{name}{problem}", fix=error.fix, code=error.code)
-        for code in given_up:
+        if failed >= (MOST_COSTLY_OF_READ if is_read else MOST_COSTLY):
             raise DataError(
-                f"{name}: not tried, since the decoder {COSTLY_CODES[code]} {MOST_COSTLY} other segments of this file "
-                "and none was read",
+                f"{name}: not tried, since the decoder {COSTLY_CODES[code]} {failed} other segments of this file"
+                + ("" if is_read else " and none was read"),
                 fix="convert the video again, or remove it; --retry begins with its last segments",
                 code=code,
             )
@@ -67,7 +72,8 @@ class UnreadableFiles:
             if error.code in FILE_CODES:
                 self._reasons.setdefault(_file(clip), (clip, error))
             elif error.code in COSTLY_CODES:
-                self._costly[_file(clip), error.code] += 1
+                self._costly[_file(clip)] += 1
+                self._costly_code[_file(clip)] = error.code
 
 
 def _file(clip: Clip) -> _File:

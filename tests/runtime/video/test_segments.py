@@ -1,5 +1,6 @@
 """Segments of one file: the frames that whole decoding gives there, and little else is decoded."""
 
+import math
 import os
 import shutil
 from fractions import Fraction
@@ -10,6 +11,7 @@ from flamest.base.errors import DataError
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.clip_records import Segment
 from flamest.runtime.keyframes import uniform_indices
+from flamest.runtime.video import open_video
 from flamest.runtime.video.decoded_segment import DecodedSegment
 from flamest.runtime.video.decoder import DecodeLimits, VideoDecoder
 from flamest.runtime.video.decoder_messages import OpenClip
@@ -97,9 +99,9 @@ def some_segments(times, count=14, seed=0):
 class Opened:
     """A video opened as the decoder process opens it, in this process."""
 
-    def __init__(self, path, held_bytes=1 << 28):
+    def __init__(self, path, held_bytes=1 << 28, again_s=math.inf):
         self.fd, self._held = os.open(path, os.O_RDONLY), held_bytes
-        self.video = OpenVideo(self.fd, 1 << 22)
+        self.video = OpenVideo(self.fd, 1 << 22, again_s=again_s)
 
     def segment(self, segment):
         return DecodedSegment(self.video, segment, OpenClip(32, FORM, 1 << 22, self._held, 10))
@@ -295,3 +297,19 @@ def test_damage_within_a_segment_is_a_warning_or_a_code(tmp_path):
     assert found[0] == found[-1] == ""
     assert any("damaged" in each for each in found)
     assert "segment_empty" not in found
+
+
+@pytest.mark.parametrize("name", ["b_frames.avi", "one_group.mp4"])
+def test_going_back_in_a_file_has_one_limit_for_all_segments(tmp_path, monkeypatch, name):
+    path = write(tmp_path / name, *KINDS[name])
+    seconds = iter(range(1000))
+    monkeypatch.setattr(open_video.time, "process_time", lambda: next(seconds))
+    with Opened(path, again_s=1.5) as opened:
+        for start in (0, 1_000_000, 2_000_000):
+            opened.segment(Segment(start, start + 500_000))
+        for start in (1_900_000, 1_800_000):
+            opened.segment(Segment(start, start + 500_000))
+        with pytest.raises(DataError, match="going back") as caught:
+            opened.segment(Segment(1_700_000, 2_200_000))
+        assert caught.value.code == "video_timeout"
+        assert opened.segment(Segment(2_400_000, 2_800_000)).survey.frames == 10
