@@ -22,6 +22,7 @@ from .extraction.store import FeatureStore
 from .settings import AgentSettings
 from .status import LOCK_FILE, is_alive
 from .training.holdout import hold_out_groups
+from .training.shared_frames import Extent, joined_groups
 
 SHOWN_LABELS = 8
 DIAL_S = 5.0  # that a check tries to reach the coordinator
@@ -103,7 +104,8 @@ def clip_warnings(settings: AgentSettings) -> list[str]:
             code="no_clips",
         )
     share, least = settings.policy.hold_out, settings.policy.min_samples
-    groups, labels = [clip.group for clip in labelled], [clip.label or "" for clip in labelled]
+    extents = [Extent(clip.file_name, clip.segment) for clip in labelled]
+    groups, labels = joined_groups([clip.group for clip in labelled], extents), [clip.label or "" for clip in labelled]
     train = len(hold_out_groups(groups, share, 0, labels)[0]) if share and len(set(groups)) > 1 else len(labelled)
     warnings = [f"{note.text} ({note.fix})" for note in clip_notes(folder, settings.rules)]
     if folder.problems:

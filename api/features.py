@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..agent.training.dataset import FeatureTable
+from ..agent.training.shared_frames import Extent
 from ..base.console import counted
 from ..base.errors import DataError
-from ..experiments.recordings import Extent, clip_name
+from ..experiments.recordings import clip_name
 from ..runtime.clip_records import Segment
 from .checks import embeddings, fixes, path_of, texts
 from .text import counted_classes

@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ..agent.training.shared_frames import joined_groups
 from ..base.errors import DataError, UsageError
 from ..experiments.partition import LabelSkew, Partition, dirichlet, iid, label_skew
-from ..experiments.recordings import joined_groups, silo_units, smallest_share, split_units
+from ..experiments.recordings import silo_units, smallest_share, split_units
 from .checks import finite_number, labelled_features, shown, whole_number
 from .features import UNKNOWN, Features, union
 from .text import table

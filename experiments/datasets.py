@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..agent.extraction.clips import FoundClip, check_videos_folder, find_clips
+from ..agent.training.shared_frames import Extent
 from ..base.errors import DataError, UsageError
 from ..base.files import printable_path
-from .recordings import Extent, shared_recordings
+from .recordings import shared_recordings
 
 Rows = npt.NDArray[np.int64]
 OFFICIAL_SPLITS = (1, 2, 3)

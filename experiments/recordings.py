@@ -13,26 +13,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..agent.training.shared_frames import Extent, clips_by_recording, joined_groups
 from ..base.errors import DataError
 from ..runtime.clip_records import Segment
 from .partition import IMPOSSIBLE, Partition, eighth_of_even_share
 
 Rows = npt.NDArray[np.int64]
-WHOLE = Segment(0, 1 << 62)  # a clip that is its whole file shares frames with every segment of it
-
-
-@dataclass(frozen=True)
-class Extent:
-    """The frames that a clip is made of."""
-
-    recording: str  # names the file: its path or the SHA-256 of its content
-    segment: Segment | None = None  # None: the whole file
 
 
 def clip_name(file: Path | str, segment: Segment | None) -> str:
@@ -40,33 +32,11 @@ def clip_name(file: Path | str, segment: Segment | None) -> str:
     return str(file) if segment is None else f"{file}#{segment}"
 
 
-def joined_groups(groups: Sequence[str], extents: Sequence[Extent]) -> tuple[str, ...]:
-    """The group of every clip; groups with clips that share a frame have one name, the first of theirs in order."""
-    parent = {group: group for group in groups}
-
-    def root(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
-
-    for rows in _with_segments(extents):
-        spans = sorted((extents[row].segment or WHOLE, groups[row]) for row in rows)
-        reach, last = spans[0][0].end_us, spans[0][1]  # the latest end so far, and the group of that clip
-        for segment, group in spans[1:]:
-            if segment.start_us < reach:
-                first, second = sorted((root(last), root(group)))
-                parent[second] = first
-            if segment.end_us > reach:
-                reach, last = segment.end_us, group
-    return tuple(root(group) for group in groups)
-
-
 def silo_units(groups: Sequence[str], extents: Sequence[Extent]) -> Rows:
     """int64 [N]: a number for every clip; clips of one number go to one silo together. Counted in order of rows."""
     joined = joined_groups(groups, extents)
     keys: list[tuple[str, str] | int] = list(range(len(extents)))
-    for rows in _with_segments(extents):
+    for rows in clips_by_recording(extents):
         for row in rows:
             keys[row] = (extents[row].recording, joined[row])
     places: dict[tuple[str, str] | int, int] = {}
@@ -76,7 +46,7 @@ def silo_units(groups: Sequence[str], extents: Sequence[Extent]) -> Rows:
 def shared_recordings(extents: Sequence[Extent], train: Rows, test: Rows) -> int:
     """Number of recordings with clips on both sides; a file that is one clip as a whole does not count."""
     sides = (set(train.tolist()), set(test.tolist()))
-    return sum(all(side.intersection(rows) for side in sides) for rows in _with_segments(extents))
+    return sum(all(side.intersection(rows) for side in sides) for rows in clips_by_recording(extents))
 
 
 def split_units(
@@ -111,11 +81,3 @@ def split_units(
 def smallest_share(units: int, rows: int, silos: int) -> int:
     """Return the fewest units of a silo where nothing else is set: an eighth of an even share, and at least 2 clips."""
     return eighth_of_even_share(units, silos) if units == rows else max(1, units // (8 * silos))
-
-
-def _with_segments(extents: Sequence[Extent]) -> list[list[int]]:
-    """Rows of each recording of which segments are clips, where it has several clips."""
-    rows: dict[str, list[int]] = {}
-    for row, clip in enumerate(extents):
-        rows.setdefault(clip.recording, []).append(row)
-    return [found for found in rows.values() if len(found) > 1 and any(extents[row].segment for row in found)]

@@ -16,10 +16,11 @@ import numpy as np
 
 from ..agent.extraction.clips import check_videos_folder, find_clips
 from ..agent.training.holdout import hold_out_groups
+from ..agent.training.shared_frames import Extent, joined_groups
 from ..base.errors import DataError
 from ..runtime.clip_records import Segment, seconds_text
 from .partition import Rows, dirichlet
-from .recordings import Extent, clip_name, joined_groups, silo_units, smallest_share, split_units
+from .recordings import clip_name, silo_units, smallest_share, split_units
 
 
 @dataclass(frozen=True)

@@ -167,8 +167,10 @@ def _leak_notes(labelled: Sequence[FoundClip]) -> Iterator[ClipNote]:
         yield ClipNote(
             "groups_overlap",
             len(shared),
-            f"{counted(len(shared), 'clip')} with frames of another clip in another group: the same frames "
-            f"may be on both sides of the hold-out: {'; '.join(shared[:3])}" + ("; …" if len(shared) > 3 else ""),
+            f"{counted(len(shared), 'clip')} with frames of another clip in another group: the hold-out takes such "
+            "groups as one, except with record-dp, where the same frames may be on both sides: "
+            + "; ".join(shared[:3])
+            + ("; …" if len(shared) > 3 else ""),
             "give both rows the same word in the column group of labels.csv",
         )
     if partly:

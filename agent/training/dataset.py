@@ -12,6 +12,7 @@ from ...base.errors import DataError
 from ..extraction.aliases import NO_ALIASES, LabelAliases
 from ..extraction.store import StoredFeatures
 from .holdout import hold_out_groups, hold_out_groups_independently
+from .shared_frames import Extent, joined_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ def silo_data(
 
     The split depends on the clips' groups and labels, the share and ``seed``: it is the same in every round while the
     clips are the same, and clips that are added or removed may move groups to the other side. With one group, or a
-    share of 0, nothing is held out.
+    share of 0, nothing is held out. Groups whose clips share frames of a recording count as one (shared_frames.py).
 
     ``independent`` (record-dp): each group by its name alone (``hold_out_groups_independently``). A clip that is added
     or removed then changes its own row and no other; the share is met on average only, and either side may be empty.
@@ -51,6 +52,8 @@ def silo_data(
     if independent:
         train, held_out = hold_out_groups_independently(groups, hold_out, seed)
         return SiloData(table.rows(train), table.rows(held_out), ignored)
+    files, segments = stored.files, stored.segments
+    groups = list(joined_groups(groups, [Extent(files[row], segments[row]) for row in kept]))
     if hold_out == 0.0 or len(set(groups)) < 2:
         nothing = np.empty(0, np.int64)
         return SiloData(table, table.rows(nothing), ignored)

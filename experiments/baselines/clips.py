@@ -20,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ...agent.training.shared_frames import joined_groups
 from ...base.errors import DataError, UsageError
 from ...base.progress import Progress
 from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.keyframes import spread_indices
 from ...runtime.video.decoder import VideoDecoder
 from ..datasets import groups_digest
-from ..recordings import joined_groups
 from ..silos import LabelledVideo, held_out, labelled_videos
 
 Bytes = npt.NDArray[np.uint8]

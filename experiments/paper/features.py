@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...agent.extraction.store import ClipNote, FeatureStore, StoredFeatures
+from ...agent.training.shared_frames import Extent, joined_groups
 from ...base.errors import DataError, UsageError
 from ...base.files import printable_path
-from ..recordings import Extent, joined_groups
 
 # Names in our tables, after the paper's; the keys name stores and appear on the command line.
 SINGLE: dict[str, str] = {

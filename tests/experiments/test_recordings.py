@@ -6,11 +6,10 @@ import random
 
 import numpy as np
 import pytest
+from flamest.agent.training.shared_frames import Extent, joined_groups
 from flamest.base.errors import DataError
 from flamest.experiments.partition import dirichlet, iid
 from flamest.experiments.recordings import (
-    Extent,
-    joined_groups,
     shared_recordings,
     silo_units,
     smallest_share,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from flamest.agent.training.dataset import SiloData, silo_data
 from flamest.agent.training.holdout import hold_out_groups_independently
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.records import GlobalModel, RunSettings
-from flamest.runtime.clip_records import Clip
+from flamest.runtime.clip_records import Clip, Segment
 
 LABELS = ("fall", "run", "walk")
 HEAD = HeadSpec(4, len(LABELS), ())
@@ -109,6 +110,18 @@ def test_nothing_is_trained_when_every_clip_is_held_out(tmp_path):
     assert (outcome.params, outcome.examples, outcome.held_out) == (None, 0, 6)
     assert outcome.refused is not None
     assert outcome.refused.reason == "few_samples"
+
+
+def test_clips_with_common_frames_are_on_one_side_whatever_their_groups():
+    rows = [(number, "walk", f"g{number}") for number in range(8)]
+    cuts = tuple(Segment.of_seconds(number // 2 * 10, number // 2 * 10 + 5 + number % 2) for number in range(8))
+    files = tuple(f"long.mp4#{cut}" for cut in cuts)
+    overlapping = replace(stored(rows), paths=files, segments=cuts)
+    for seed in range(20):
+        side = sides(silo_data(overlapping, LABELS, hold_out=0.5, seed=seed))
+        assert [side[number] for number in range(0, 8, 2)] == [side[number] for number in range(1, 8, 2)]
+    alone = silo_data(overlapping, LABELS, hold_out=0.5, seed=0, independent=True)
+    assert sides(alone) == sides(silo_data(stored(rows), LABELS, hold_out=0.5, seed=0, independent=True))
 
 
 def test_an_alias_brings_a_silos_word_to_the_runs_class():
