@@ -90,8 +90,9 @@ def _lines(videos: Path, found: ClipFolder, counts: Overview, rules: ClipRules, 
     from ..extraction.groups import RULE_WORDS
 
     source = {"parent": "the folder that holds a clip is its class", "top": "the outermost folder is a clip's class"}
-    whole = len(found.clips) - counts.segments
-    what = counted(whole, "clip") + (f" and {counted(counts.segments, 'segment')}" if counts.segments else "")
+    what = counted(len(found.clips), "clip")
+    if counts.segments:
+        what += f" ({counts.segments:,} of them {'a segment' if counts.segments == 1 else 'segments'})"
     lines = [f"{printable_path(videos)}: {what}, {'by its labels.csv' if found.listed else source[rules.label_folder]}"]
     width = max((len(_shown(each.label, aliases)) for each in counts.classes), default=0)
     for each in counts.classes:

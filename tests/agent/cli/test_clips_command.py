@@ -66,10 +66,12 @@ def test_rows_problems_and_unlisted_videos_are_listed(tmp_path):
     code, answer = as_json("--videos", tmp_path)
     assert code == 0
     assert (answer["clips"], answer["segments"], answer["unlisted"]) == (3, 3, ["other.mp4"])
+    assert sum(each["clips"] for each in answer["classes"]) == 3
     assert [each["code"] for each in answer["problems"]] == ["missing", "bad_segment"]
     assert {"labels_overlap", "rows_read_otherwise"} <= {each["code"] for each in answer["warnings"]}
     assert answer["gaps"] == {"count": 1, "seconds": 22.0}
     shown = clips("--videos", tmp_path)[1]
+    assert f"{tmp_path}: 3 clips (3 of them segments), by its labels.csv\n" in shown
     assert "problem: labels.csv, line 4: the segment from 20 to 19 s is empty: expected end_s after start_s\n" in shown
     assert "not in labels.csv: 1 video (other.mp4)\n" in shown
 
