@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ...base.errors import DataError
 from ...runtime.clip_records import Segment
 from ..extraction.labels_table import MAX_NAME, MAX_TIME_S, is_text
+from ..extraction.name_letters import name_problem
 
 MAX_ANNOTATIONS = 1_000_000  # in one file
 MAX_PROBLEMS = 100_000
@@ -98,8 +99,10 @@ def read_label(value: object, *, what: str = "the label") -> str:
     text = value.strip()
     if not text:
         raise Unusable("no_label", f"{what} is empty")
-    if len(text) > MAX_NAME or not is_text(text) or not _is_unicode(text):
-        raise Unusable("bad_label", f"{what} is not a name: expected at most {MAX_NAME} characters, none of control")
+    if problem := name_problem(text):
+        raise Unusable("bad_label", f"{what} {problem}")
+    if len(text) > MAX_NAME:
+        raise Unusable("bad_label", f"{what} is not a name: expected at most {MAX_NAME} characters")
     return text
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from ...base.errors import DataError, StorageError
 from ..extraction.labels_table import LabelRow
 from .activitynet import write_activitynet
+from .formulas import formula_note
 from .frame_spans import FrameTimer
 from .segments_table import write_segments
 
@@ -26,6 +27,7 @@ class Export:
     labels: dict[str, int]  # rows of each label
     unlabelled: int  # rows without a label, which it leaves out
     durations_unknown: tuple[str, ...] = ()  # videos that could not be opened, with the reason
+    note: str = ""  # for the person
 
 
 def export_labels(rows: Sequence[LabelRow], folder: Path, format: ExportFormat, timer: FrameTimer) -> Export:
@@ -39,13 +41,15 @@ def export_labels(rows: Sequence[LabelRow], folder: Path, format: ExportFormat, 
             "no clip of the folder has a label", fix="label some first: flamest-agent label", code="no_annotations"
         )
     unknown: tuple[str, ...] = ()
+    note = ""
     if format == "activitynet":
         durations, unknown = _durations(labelled, folder, timer)
         content = write_activitynet(labelled, durations)
     else:
-        content = write_segments(labelled)
+        content, note = write_segments(labelled), formula_note(labelled)
     labels = Counter(row.label or "" for row in labelled)
-    return Export(content, len(labelled), dict(sorted(labels.items())), len(rows) - len(labelled), unknown)
+    unlabelled = len(rows) - len(labelled)
+    return Export(content, len(labelled), dict(sorted(labels.items())), unlabelled, unknown, note)
 
 
 def _durations(rows: Sequence[LabelRow], folder: Path, timer: FrameTimer) -> tuple[dict[str, float], tuple[str, ...]]:

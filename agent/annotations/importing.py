@@ -14,6 +14,7 @@ from ..extraction.groups import ClipRules, group_of
 from ..extraction.labels_table import LabelRow
 from ..extraction.listed_files import ListedFiles
 from .annotation import MAX_WHERE, Annotation, AnnotationFile, EntryProblem, Unusable
+from .formulas import formula_note
 from .frame_spans import SpanReader
 from .labels_file import AppliedChanges, Change, LabelsFile, PutRow, clean_path, row_key
 from .video_names import NameMatch, VideoNames
@@ -100,6 +101,8 @@ class Importer:
                 if path:
                     self._merge(name, annotation, path)
         self._find_overlaps()
+        if note := formula_note(merged.change.row for merged in self._plan.merged if merged.change):
+            self._plan.notes[note] = 1
         self._plan.notes.update(self._spans.notes)
         return self._plan
 

@@ -193,6 +193,7 @@ def export_labels(
         if made.unlabelled:
             say(f"{counted(made.unlabelled, 'clip')} without a label left out")
         _show_lines("durations not known:", list(made.durations_unknown))
+        _show_lines("notes:", [made.note] if made.note else [])
     return {
         "file": str(out),
         "format": format.value,
@@ -200,6 +201,7 @@ def export_labels(
         "labels": made.labels,
         "unlabelled": made.unlabelled,
         "durations_unknown": list(made.durations_unknown),
+        "notes": [made.note] if made.note else [],
     }
 
 

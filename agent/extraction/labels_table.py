@@ -22,6 +22,7 @@ from pathlib import Path
 from ...base.errors import DataError
 from ...base.files import printable_path, read_regular
 from ...runtime.clip_records import Segment, seconds_text
+from .name_letters import name_problem
 
 LABELS_FILE = "labels.csv"
 COLUMNS = ("path", "label", "group", "person", "camera", "start_s", "end_s")
@@ -155,11 +156,10 @@ def _row(line: int, cells: dict[str, str], count: int, columns: tuple[str, ...])
     path = values["path"]
     _check_path(path)
     for column in ("label", "group", "person", "camera"):
-        if len(cell := values.get(column, "")) > MAX_NAME or not is_text(cell):
-            raise _Unusable(
-                "bad_name",
-                f"the {column} is not a name: expected at most {MAX_NAME} characters, none of control",
-            )
+        if problem := name_problem(cell := values.get(column, "")):
+            raise _Unusable("bad_name", f"the {column} {problem}")
+        if len(cell) > MAX_NAME:
+            raise _Unusable("bad_name", f"the {column} is not a name: expected at most {MAX_NAME} characters")
     return LabelRow(
         line,
         path,

@@ -145,8 +145,8 @@ class OpenVideo:
         """Count the time that the first frame takes, of a segment before which the decoder has to go back."""
         if self._spent_again_s > self._again_s:
             raise DataError(
-                "follows other segments in the file's rows, and going back in this file took longer than a file may "
-                "take",
+                "begins before the end of a segment that was read before it, and going back in this file took longer "
+                "than a file may take",
                 fix="convert the video, for example to H.264 in MP4 with a key frame every few seconds",
                 code="video_timeout",
             )

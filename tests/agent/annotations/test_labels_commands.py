@@ -129,3 +129,23 @@ def test_folders_that_are_no_labels_give_imported_videos_no_class(folder, tmp_pa
     clips = scan_clips(folder).clips
     assert {f"{clip.file_name} {clip.label}" for clip in clips} == rows
     assert any("--folders keep" in note for note in done["notes"]) == (not words)
+
+
+@pytest.mark.parametrize("label", ["=1+1", "+fall", "-fall", "@fall"])
+def test_names_that_spreadsheets_take_for_formulas_are_noted(folder, tmp_path, label):
+    file, out = tmp_path / "x.csv", tmp_path / "out.csv"
+    file.write_text(f"video,label,start,end\nlong.avi,{label},1,2\n")
+    done = result("import-labels", file, "--videos", folder)
+    (note,) = (note for note in done["notes"] if "formulas" in note)
+    assert label in note
+    assert f"long.avi,{label},1,2" in (folder / "labels.csv").read_text()
+    assert "formulas" in result("export-labels", "--videos", folder, "--format", "segments", "--out", out)["notes"][0]
+    assert f"long.avi,{label},1,2" in out.read_text()
+
+
+def test_plain_names_have_no_note_on_formulas(folder, tmp_path):
+    assert not any(
+        "formula" in note for note in result("import-labels", cvat(tmp_path / "c.xml"), "--videos", folder)["notes"]
+    )
+    done = result("export-labels", "--videos", folder, "--format", "segments", "--out", tmp_path / "out.csv")
+    assert done["notes"] == []

@@ -106,6 +106,8 @@ BAD_ROWS = {
     "label too long": ("bad.mp4," + "x" * 1001 + ",1,2", "bad_label"),
     "label with a line break": ('bad.mp4,"fa\nll",1,2', "bad_label"),
     "label with a tab": ("bad.mp4,fa\tll,1,2", "bad_label"),
+    "label with a zero-width space": ("bad.mp4,fa\u200bll,1,2", "bad_label"),
+    "label that turns its direction": ("bad.mp4,\u202ellaf,1,2", "bad_label"),
     "label with a delete": ("bad.mp4,fa\x7fll,1,2", "bad_label"),
     "no start": ("bad.mp4,fall,,2", "bad_time"),
     "no end": ("bad.mp4,fall,1,", "bad_time"),

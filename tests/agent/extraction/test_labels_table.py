@@ -81,6 +81,12 @@ ROWS = {
     "a.mp4,x,12s,15": ("bad_segment", "start_s '12s' is not a number of seconds"),
     "a.mp4,x,1_0,15": ("bad_segment", "start_s '1_0' is not a number of seconds"),
     '"a.mp4"b,x,,': ("bad_row", "text after a closing quote"),
+    "a.mp4,fa\u200bll,,": (
+        "bad_name",
+        "the label has a letter that is not seen or turns the reading direction, U+200B",
+    ),
+    "a.mp4,\u202ellaf,,": ("bad_name", "U+202E at place 1: write it again without"),
+    "a.mp4,fa\x85ll,,": ("bad_name", "U+0085 at place 3"),
     "b.mp4,y,,": ("repeated_row", "the clip is in line 2 already, with label x: that line is used"),
     "b.mp4,,,": ("repeated_row", "the clip is in line 2 already"),
 }
