@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from .environment import CACHE_HOME
 from .errors import DataError, LockedError, StorageError
+from .file_access import Access
 
 HASH_CHUNK = 1 << 20  # bytes read at a time while hashing
 
@@ -217,17 +218,18 @@ def fsync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644, access: Access | None = None) -> None:
     """Write ``data`` to ``path`` so that a crash leaves the old content or the new, never a part.
 
-    Writes a temporary file in the same folder, fsyncs it, renames it and fsyncs the folder. Raises StorageError.
+    Writes a temporary file in the same folder, fsyncs it, renames it and fsyncs the folder. No content is in it before
+    it has its permissions: ``mode``, or ``access``. Raises StorageError.
     """
     path = Path(path)
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, mode)
+            (access or Access(mode)).give_to(handle)
             file.write(data)
             file.flush()
             os.fsync(handle)
@@ -314,7 +316,8 @@ class FileLock:
         self._handle = handle
 
     @classmethod
-    def take(cls, path: Path, *, owner: str) -> FileLock:
+    def take(cls, path: Path, *, owner: str, access: Access | None = None) -> FileLock:
+        """Take the lock. ``access``: of the file, where this user made it; by default this user's alone."""
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -330,6 +333,8 @@ class FileLock:
                 f"{path} is held by another process: {owner} is running already",
                 fix="stop the other process first, or give this one a state folder of its own",
             ) from error
+        if access is not None and os.fstat(handle).st_uid == os.geteuid():
+            access.give_to(handle)
         return cls(handle)
 
     @staticmethod

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ...base.errors import DataError, LockedError, StorageError
+from ...base.file_access import Access, current_umask
 from ...base.files import (
     FileLock,
     FileStamp,
@@ -75,8 +76,7 @@ class LabelsFile:
         self._listed = listed
         self._backed_up = False
         self._stamp: FileStamp | None = None
-        self._mode = 0o644
-        self._owner = (-1, -1)  # user and group of the file; -1: whoever writes it
+        self._access = Access(0o644 & ~current_umask())
         self._data: bytes | None = None  # None: there is no file
         self.revision = ""  # hash of the content; empty without the file
         self._table = TableText.empty()
@@ -166,8 +166,8 @@ class LabelsFile:
             data = None
             if self._stamp is not None:
                 data = read_regular(self._path, largest=MAX_TABLE, inside=self.folder.resolve())
-                status = self._path.stat()
-                self._mode, self._owner = status.st_mode & 0o777, (status.st_uid, status.st_gid)
+                with contextlib.suppress(OSError):  # gone already, which the next line sees
+                    self._access = Access.of(self._path)
             if _stamp(self._path) == self._stamp:
                 self._data, self.revision = data, "" if data is None else sha256_bytes(data)
                 self._table, self._unlisted = self._fresh_table()
@@ -200,6 +200,11 @@ class LabelsFile:
             )
         return real
 
+    @property
+    def _lock_access(self) -> Access:
+        """Of the lock file: for those who may write the table, whoever made the lock."""
+        return self._access._replace(mode=0o600 | (0o060 if self._access.mode & 0o020 else 0))
+
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         path = self.folder / LOCK_FILE
@@ -208,7 +213,7 @@ class LabelsFile:
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
-                lock = FileLock.take(path, owner="a program that writes labels")
+                lock = FileLock.take(path, owner="a program that writes labels", access=self._lock_access)
                 break
             except LockedError as error:
                 if time.monotonic() > deadline:
@@ -235,12 +240,10 @@ class LabelsFile:
             old = read_regular(self._path, largest=MAX_TABLE)
             if sha256_bytes(old) != self.revision:
                 return False
-            write_atomic(self.folder / BACKUP_FILE, old, mode=self._mode)
+            write_atomic(self.folder / BACKUP_FILE, old, access=self._access)
         if _stamp(self._path) != self._stamp:
             return False
-        write_atomic(self._path, data, mode=self._mode)
-        with contextlib.suppress(OSError):  # root only, where the owner is another
-            os.chown(self._path, *self._owner)
+        write_atomic(self._path, data, access=self._access)
         self._backed_up = True
         return True
 

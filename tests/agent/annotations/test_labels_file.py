@@ -14,6 +14,7 @@ from flamest.agent.annotations.labels_file import LabelsFile, PutRow, RemoveRow
 from flamest.agent.extraction.clips import scan_clips
 from flamest.agent.extraction.labels_table import LabelRow
 from flamest.base.errors import DataError, LockedError, StorageError
+from flamest.base.file_access import Access
 from flamest.base.files import FileLock
 from flamest.runtime.clip_records import Segment
 
@@ -194,6 +195,54 @@ def test_backup_is_what_was_there_before_the_first_write(folder: Path) -> None:
         file.apply([PutRow(row(name, "x"))])
     assert (folder / "labels.csv.bak").read_text() == "path,label\nwalk/a.mp4,walk\n"
     assert path.stat().st_mode & 0o777 == 0o660
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if "labels.csv" in path.name}
+
+
+@pytest.mark.parametrize(
+    ("mode", "lock"), [(0o600, 0o600), (0o640, 0o600), (0o644, 0o600), (0o660, 0o660), (0o664, 0o660)]
+)
+def test_no_file_beside_the_table_has_more_permissions(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mode: int, lock: int
+) -> None:
+    write(folder, "path,label\nwalk/a.mp4,walk\n").chmod(mode)
+    seen, replace = [], os.replace
+
+    def note(old: str, new: Path) -> None:
+        seen.append(Path(old).stat().st_mode & 0o777)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", note)
+    LabelsFile.open(folder).apply([PutRow(row("c.mp4", "x"))])
+    assert modes(folder) == {"labels.csv": mode, "labels.csv.bak": mode, ".labels.csv.lock": lock}
+    assert seen == [mode, mode]
+
+
+def test_a_group_that_cannot_be_given_leaves_another_group_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, "path,label\nwalk/a.mp4,walk\n").chmod(0o660)
+    others = Access.of(folder / "labels.csv")._replace(group=os.getegid() + 1)
+    monkeypatch.setattr(Access, "of", lambda path: others)
+
+    def refuse(handle: int, user: int, group: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    LabelsFile.open(folder).apply([PutRow(row("c.mp4", "x"))])
+    assert set(modes(folder).values()) == {0o600}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])
+def test_a_new_table_has_the_permissions_that_the_umask_leaves(folder: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        LabelsFile.open(folder).apply([PutRow(row("c.mp4", "x", seconds(1, 2)))])
+    finally:
+        os.umask(before)
+    assert modes(folder) == {"labels.csv": mode, ".labels.csv.lock": 0o600}
 
 
 def test_a_file_that_is_no_table_is_never_written_over(folder: Path) -> None:

@@ -9,7 +9,7 @@ from flamest.runtime.video.unreadable_files import MOST_COSTLY, MOST_COSTLY_OF_R
 
 
 def tried(outcomes, name="a.mp4"):
-    """How many of a file's segments are tried, the n-th of which ends with ``outcomes[n]``: a code, or ``""``."""
+    """Number of a file's segments that are tried; the n-th ends with ``outcomes[n]``: a code, or ``""``."""
     files, count, refusals = UnreadableFiles(), 0, []
     for number, code in enumerate(outcomes):
         clip = Clip(Path(name), f"{number:064}", segment=Segment(number, number + 1), file_sha256="a" * 64)
