@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,7 @@ class Bundle:
         *,
         store: PathLike | None = None,
         threads: int | None = None,
+        aliases: Mapping[str, str] | None = None,
         progress: bool = True,
     ) -> Features:
         """Turn a folder of labelled videos into features.
@@ -81,6 +82,7 @@ class Bundle:
             store: A feature store that keeps the embeddings: later calls compute new clips only. Without it nothing
                 is kept.
             threads: Cores for each network; all unless given.
+            aliases: The class for labels that are called otherwise, as ``load`` takes it; the store keeps the labels.
             progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
 
         Returns:
@@ -97,7 +99,7 @@ class Bundle:
             with fixes({"no_clips": NO_CLIPS}):
                 report = self._extract(folder, path, threads, progress)
             _report_failures(report)
-            return load(path, fingerprint=self.fingerprint, precision=report.precision)
+            return load(path, fingerprint=self.fingerprint, precision=report.precision, aliases=aliases)
 
     def _extract(self, videos: Path, store: Path, threads: int | None, progress: bool) -> ExtractReport:
         from ..agent.extraction.extract import clips_to_extract, extract_clips

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ..agent.extraction.aliases import NO_ALIASES, LabelAliases, alias_problems
 from ..base.errors import DataError, UsageError
 from ..base.files import printable_path
 from .checks import fixes, path_of, shown
@@ -17,7 +19,13 @@ STORES = (".sqlite", ".db")
 MINIWORLD = "miniworld"  # in place of a path: the features that come with the package
 
 
-def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precision: str | None = None) -> Features:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    fingerprint: str | None = None,
+    precision: str | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Features:
     """Load features from a file.
 
     Args:
@@ -28,12 +36,14 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
         fingerprint: Which features, where a store holds several kinds; the beginning is enough. Another file has
             to be of it.
         precision: The same for their precision.
+        aliases: The class for labels that are called otherwise, ``{"Sturz": "fall"}``, as ``[labels.alias]`` of
+            agent.toml gives it to a run. Labels without one stay as they are.
 
     Returns:
         The features, in a fixed order.
 
     Raises:
-        UsageError: ``path`` is no path, or another argument no text.
+        UsageError: ``path`` is no path, or another argument is not what it should be.
         DataError: There is no such file, it is damaged or of another kind, or it holds several kinds of features.
         StorageError: The file cannot be read.
         MissingExtra: A package of the extra ``agent`` is not installed.
@@ -42,6 +52,7 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
     for name, value in (("fingerprint", fingerprint), ("precision", precision)):
         if value is not None and not isinstance(value, str):
             raise UsageError(f"{name} is {shown(value)}, expected a text", fix="leave it out, or give its beginning")
+    words = _checked_aliases(aliases)
     if str(path) == MINIWORLD and not file.exists():
         from ..experiments.miniworld.sample import SAMPLE
 
@@ -53,9 +64,20 @@ def load(path: str | os.PathLike[str], *, fingerprint: str | None = None, precis
             code="not_a_file",
         )
     if _is_npz(file):
-        return _of_kind(file, _load_npz(file), fingerprint, precision)
+        return _of_kind(file, _load_npz(file, words), fingerprint, precision)
     with fixes({"several_kinds": "choose one: fl.load(path, fingerprint='…', precision='fp32')"}):
-        return _load_store(file, fingerprint, precision)
+        return _load_store(file, words, fingerprint, precision)
+
+
+def _checked_aliases(given: Mapping[str, str] | None) -> LabelAliases:
+    like = "aliases={'Sturz': 'fall'}"
+    if given is None:
+        return NO_ALIASES
+    if not isinstance(given, Mapping) or not all(isinstance(word, str) for pair in given.items() for word in pair):
+        raise UsageError(f"aliases is {shown(given)}, expected a class for each label", fix=f"write {like}")
+    if problems := alias_problems(given):
+        raise UsageError(f"aliases: {'; '.join(problems)}", fix=f"write {like}")
+    return LabelAliases(given)
 
 
 def _is_npz(path: Path) -> bool:
@@ -91,19 +113,26 @@ def _of_kind(path: Path, found: Features, fingerprint: str | None, precision: st
     )
 
 
-def _load_store(path: Path, fingerprint: str | None, precision: str | None) -> Features:
+def _load_store(path: Path, aliases: LabelAliases, fingerprint: str | None, precision: str | None) -> Features:
     from ..agent.extraction.store import FeatureStore
 
     with FeatureStore.open(path, create=False, read_only=True) as store:
         stored = store.read(fingerprint, precision)
     return numbered_features(
         np.ascontiguousarray(stored.x, dtype=np.float32),
-        ClipColumns(stored.labels, stored.groups, stored.clips, stored.captions, stored.files, stored.segments),
+        ClipColumns(
+            aliases.all_of(stored.labels),
+            stored.groups,
+            stored.clips,
+            stored.captions,
+            stored.files,
+            stored.segments,
+        ),
         FeatureKind(stored.fingerprint, stored.precision, stored.vlm_width),
     )
 
 
-def _load_npz(path: Path) -> Features:
+def _load_npz(path: Path, aliases: LabelAliases) -> Features:
     from ..agent.extraction.npz import read_npz
     from ..agent.extraction.npz_arrays import open_npz
 
@@ -116,7 +145,7 @@ def _load_npz(path: Path) -> Features:
     rows = [row for _, row in imported]
     ids = imported.columns.get("clip")
     columns = ClipColumns(
-        [row.clip.label for row in rows],
+        aliases.all_of(row.clip.label for row in rows),
         [row.clip.group or row.clip.path.stem for row in rows],
         [row.clip.sha256 for row in rows] if ids is None else ids.tolist(),
         [row.caption for row in rows],

@@ -10,7 +10,7 @@ import typer
 from ...base.console import command, counted, end_with, say
 from ...base.options import JsonOption
 from . import AGENT, ConfigOption, DirOption
-from .own_settings import own_rules, own_settings
+from .own_settings import own_settings, settings_of_videos
 
 if TYPE_CHECKING:
     from ..extraction.aliases import LabelAliases
@@ -40,17 +40,14 @@ def clips(
     from ..extraction.aliases import NO_ALIASES
     from ..extraction.clips import nothing_usable
     from ..extraction.extract import clips_to_extract
-    from ..extraction.groups import RULE_WORDS
+    from ..extraction.groups import DEFAULT_RULES, RULE_WORDS
     from ..extraction.overview import overview
 
     place = AGENT.place(config, folder)
-    aliases = NO_ALIASES
-    if videos is None or config is not None or folder is not None:
-        settings = own_settings(place, "--videos DIR")
-        videos, aliases = videos or settings.videos, settings.aliases
-    if videos is None:
+    if videos is None and (videos := own_settings(place, "--videos DIR").videos) is None:
         raise _no_videos(place.path)
-    rules = own_rules(place, videos, say_so=not as_json)
+    settings = settings_of_videos(place, videos, say_so=not as_json)
+    rules, aliases = (settings.rules, settings.aliases) if settings else (DEFAULT_RULES, NO_ALIASES)
     found = clips_to_extract(videos, rules)
     counts = overview(videos, found, rules)
     if not as_json:

@@ -41,7 +41,18 @@ def own_settings(place: Place, *missing: str) -> AgentSettings:
 
 
 def own_rules(place: Place, videos: Path, *, say_so: bool = False) -> ClipRules:
-    """Return the rules for groups and classes that hold for ``videos``.
+    """Return the rules for groups and classes that hold for ``videos``: those of ``settings_of_videos``, or defaults.
+
+    Raises as it does.
+    """
+    from ..extraction.groups import DEFAULT_RULES
+
+    settings = settings_of_videos(place, videos, say_so=say_so)
+    return DEFAULT_RULES if settings is None else settings.rules
+
+
+def settings_of_videos(place: Place, videos: Path, *, say_so: bool = False) -> AgentSettings | None:
+    """Return the settings whose rules and aliases hold for ``videos``; None where none do.
 
     They are of the agent.toml that ``--config`` or ``--dir`` gives, or of one here if it watches this folder: a command
     by hand must not label the daemon's clips otherwise than the daemon does. ``say_so``: print which rules are used
@@ -52,11 +63,11 @@ def own_rules(place: Place, videos: Path, *, say_so: bool = False) -> ClipRules:
     from ..settings import load_agent_settings
 
     if place.config is not None or place.dir is not None:
-        return load_agent_settings(place.path).rules
+        return load_agent_settings(place.path)
     try:
         path = place.path
     except UsageError:  # there is none here
-        return DEFAULT_RULES
+        return None
     settings = load_agent_settings(path)
     watched = settings.videos is not None and settings.videos.resolve() == videos.resolve()
     if say_so and settings.rules != DEFAULT_RULES:
@@ -68,7 +79,7 @@ def own_rules(place: Place, videos: Path, *, say_so: bool = False) -> ClipRules:
                 f"groups and classes by the default rules, not by {path}: it {watches}, not {videos}; "
                 f"for its rules give --config {path}"
             )
-    return settings.rules if watched else DEFAULT_RULES
+    return settings if watched else None
 
 
 def own_aliases(place: Place, store: Path) -> LabelAliases:

@@ -76,6 +76,19 @@ def test_store_and_npz_of_it_give_the_same_features(extracted, tmp_path):
     assert all(f.captions)
 
 
+def test_aliases_call_a_silos_labels_by_the_runs_classes(extracted, tmp_path):
+    f, store = extracted
+    f.save(tmp_path / "f.npz")
+    words = {"ball_crossing": "crossing", "box_crossing": "crossing"}
+    for path in (store, tmp_path / "f.npz"):
+        called = fl.load(path, aliases=words)
+        assert called.labels == ("ball_lifting", "box_lifting", "crossing")
+        assert called.names == [words.get(name, name) for name in f.names]
+    for wrong in ({"a": 1}, ["a"], {"a": "b", "b": "c"}):
+        with pytest.raises(fl.FlamestError, match="aliases"):
+            fl.load(store, aliases=wrong)
+
+
 def test_a_researchers_own_npz_needs_x_and_y_only(tmp_path):
     np.savez(tmp_path / "mine.npz", x=np.eye(4), y=np.array(["b", "a", "a", ""]))
     f = fl.load(tmp_path / "mine.npz")

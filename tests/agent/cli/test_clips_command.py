@@ -58,6 +58,15 @@ def test_the_settings_next_to_the_command_give_the_rules(tmp_path):
     assert (answer["rule"]["name"], answer["label_folder"]) == ("folder", "top")
 
 
+def test_next_to_agent_toml_the_runs_words_are_shown_for_its_videos(tmp_path, monkeypatch):
+    put(tmp_path / "videos", "walk/anna_1.mp4")
+    put(tmp_path / "others", "walk/anna_1.mp4")
+    (tmp_path / "agent.toml").write_text(SETTINGS + '[labels.alias]\nwalk = "gait"')
+    monkeypatch.chdir(tmp_path)
+    called = {folder: as_json("--videos", folder)[1]["classes"][0]["run_label"] for folder in ("videos", "others")}
+    assert called == {"videos": "gait", "others": "walk"}
+
+
 def test_rows_problems_and_unlisted_videos_are_listed(tmp_path):
     put(tmp_path, "rec.mp4", "other.mp4")
     (tmp_path / "labels.csv").write_text(
