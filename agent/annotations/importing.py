@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ...base.errors import printable
-from ...runtime.clip_records import Segment, seconds_text
+from ...runtime.clip_records import Segment
 from ..extraction.clips import scan_clips
 from ..extraction.groups import ClipRules, group_of
 from ..extraction.labels_table import LabelRow
@@ -16,12 +16,12 @@ from ..extraction.listed_files import ListedFiles
 from .annotation import MAX_WHERE, Annotation, AnnotationFile, EntryProblem, Unusable
 from .formulas import formula_note
 from .frame_spans import SpanReader
-from .labels_file import AppliedChanges, Change, LabelsFile, PutRow, clean_path, row_key
+from .import_plan import ImportPlan, Merged, shown_clip, who_says
+from .labels_file import LabelsFile, PutRow, RemoveRow, clean_path, row_key
+from .overlaps import rows_sharing_time
 from .video_names import NameMatch, VideoNames
 
-STATES = ("new", "changed", "equal", "conflicting")
 MAX_LINES = 10_000  # overlaps that are listed
-MAX_OPEN = 200  # parts of a video that are compared with the next one
 FOLDERS_NOTE = (
     "folders give labels here; where they are no classes, import with --folders ignore before labels.csv is there"
 )
@@ -31,60 +31,22 @@ UNLIKE_FOLDERS_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Merged:
-    """A clip of an annotation file, beside the rows that there are."""
-
-    state: str  # one of STATES
-    row: LabelRow
-    change: PutRow | None = None  # where it is new or changed
-
-
-@dataclass
-class ImportPlan:
-    """Outcome of an import, before anything is written."""
-
-    merged: list[Merged] = field(default_factory=list)
-    matches: dict[tuple[str, str], NameMatch] = field(default_factory=dict)  # by annotation file and its video's name
-    problems: list[EntryProblem] = field(default_factory=list)  # entries that are not used
-    overlaps: list[EntryProblem] = field(default_factory=list)  # rows that are used, and share time with others
-    notes: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def changes(self) -> list[Change]:
-        return [merged.change for merged in self.merged if merged.change is not None]
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Return the numbers of clips by label and state."""
-        counts: dict[str, dict[str, int]] = {}
-        for merged in self.merged:
-            states = counts.setdefault(merged.row.label or "", dict.fromkeys(STATES, 0))
-            states[merged.state] += 1
-        return dict(sorted(counts.items()))
-
-    def settle(self, done: AppliedChanges) -> None:
-        """Note changes that were not applied, since someone changed the table after the plan was made."""
-        refused = {id(conflict.change): conflict for conflict in done.conflicts}
-        for number, merged in enumerate(self.merged):
-            conflict = refused.get(id(merged.change))
-            if conflict is not None:
-                self.merged[number] = replace(merged, state="conflicting", change=None)
-                self.problems.append(EntryProblem(_shown(merged.row), "conflict", conflict.reason))
-
-
 class Importer:
     """The merge of annotation files into one folder's ``labels.csv``."""
 
-    def __init__(self, labels: LabelsFile, spans: SpanReader, rules: ClipRules) -> None:
-        self._labels, self._spans, self._rules = labels, spans, rules
-        self._folder = labels.folder
+    def __init__(self, labels: LabelsFile, spans: SpanReader, rules: ClipRules, *, replaces: bool = False) -> None:
+        """``replaces``: the files' segments of a video are put in the place of those that the table has of it."""
+        self._folder, self._spans, self._rules, self._replaces = labels.folder, spans, rules, replaces
         files = ListedFiles(self._folder, self._folder.resolve())
         self._names = video_names(self._folder)
         self._plan = ImportPlan()
         self._rows: dict[tuple[str, Segment | None], LabelRow] = {}  # by the file that a row means, and segment
         self._of_file: dict[str, list[LabelRow]] = defaultdict(list)
         self._groups: dict[str, set[str]] = defaultdict(set)  # groups that the rows of a file give
-        self._imported: dict[tuple[str, Segment | None], tuple[str, int]] = {}  # where, and number in the plan
+        self._imported: dict[tuple[str, Segment | None], int] = {}  # number of a new row in the plan
+        self._said: dict[tuple[str, Segment | None], str] = {}  # where the files say what a clip is now
+        self._given: dict[str, set[Segment]] = defaultdict(set)  # segments that the files give a file
+        self._now: dict[int, LabelRow] = {}  # rows of the table as they will be, by the identity of those that are
         for row in labels.rows:
             path = _relative(files.find(row.path)[0], self._folder)
             self._rows.setdefault((path, row.segment), row)
@@ -100,6 +62,7 @@ class Importer:
                 path = self._plan.matches[name, annotation.video].path
                 if path:
                     self._merge(name, annotation, path)
+        self._find_others()
         self._find_overlaps()
         if note := formula_note(merged.change.row for merged in self._plan.merged if merged.change):
             self._plan.notes[note] = 1
@@ -149,24 +112,29 @@ class Importer:
             return
         group = annotation.group or self._group(annotation, path)
         row = LabelRow(0, path, annotation.label, segment, group, annotation.person, annotation.camera)
+        if segment is not None:
+            self._given[path].add(segment)
         found = self._rows.get((path, segment))
-        merged = Merged("new", row, PutRow(row)) if found is None else self._beside(where, row, found)
+        merged = Merged("new", row, PutRow(row)) if found is None else self._compare(where, row, found)
         self._plan.merged.append(merged)
+        if merged.state != "conflicting":
+            self._said.setdefault((path, segment), where)
         if merged.change is not None:
             self._rows[path, segment] = merged.change.row
             if found is None:
-                self._imported[path, segment] = where, len(self._plan.merged) - 1
-            if found is None:
+                self._imported[path, segment] = len(self._plan.merged) - 1
                 self._add_row(path, merged.change.row)
+            else:
+                self._now[id(found)] = merged.change.row
 
-    def _beside(self, where: str, row: LabelRow, found: LabelRow) -> Merged:
+    def _compare(self, where: str, row: LabelRow, found: LabelRow) -> Merged:
         """Return the outcome of a clip that the table, or an annotation before it, has already."""
-        before = self._imported.get((row.path, row.segment))
-        there = f"{before[0]} has" if before else _line(found)
-        if found.label not in (None, row.label):
-            reason = f"{_shown(row)} is {row.label} here, and {there} {found.label}: {found.label} is kept"
+        key = (row.path, row.segment)
+        if found.label not in (None, row.label) and (key in self._said or not self._replaces):
+            there = f"{self._said[key]} has" if key in self._said else who_says(found)
+            reason = f"{shown_clip(row)} is {row.label} here, and {there} {found.label}: {found.label} is kept"
             self._plan.problems.append(EntryProblem(where, "conflict", reason))
-            if not before:
+            if key not in self._said:
                 self._note_folders(found)
             return Merged("conflicting", row)
         filled = replace(
@@ -181,8 +149,8 @@ class Importer:
                 self._plan.notes[f"{word}s differ from those in the table, which are kept"] += 1
         if filled == found:
             return Merged("equal", row)
-        if before is not None:  # the row is new in this import: its gaps are filled before it is written
-            return self._refill(row, filled, before[1])
+        if key in self._imported:  # the row is new in this import: its gaps are filled before it is written
+            return self._refill(row, filled, self._imported[key])
         return Merged("changed", row, PutRow(filled, row_key(found), found))
 
     def _refill(self, row: LabelRow, filled: LabelRow, number: int) -> Merged:
@@ -208,32 +176,45 @@ class Importer:
             return group
         return group_of(path, annotation.label, self._rules.groups) if annotation.together else ""
 
+    def _find_others(self) -> None:
+        """Find segments that the table has of the files' videos and the files lack: removed, or next to new ones."""
+        new = {merged.row.path for merged in self._plan.merged if merged.state == "new" and merged.row.segment}
+        for path, given in self._given.items():
+            others = [row for row in self._of_file[path] if row.line and row.segment and row.segment not in given]
+            if self._replaces:
+                self._plan.removals += [RemoveRow(row.path, row.segment, row) for row in others]
+            elif path in new:
+                self._plan.others += [row for row in others if row.label is not None]
+
     def _find_overlaps(self) -> None:
         """Note new rows that share time with rows of the same video."""
         new = {id(merged.change.row) for merged in self._plan.merged if merged.change and merged.state == "new"}
-        for rows in self._of_file.values():
-            parts = [(row.segment, row) for row in rows if row.segment is not None]
-            added = [row for _, row in parts if id(row) in new]
-            for row in rows:
-                if row.segment is None and (id(row) in new or added) and len(parts):
-                    self._note_whole(row)
-            if added:
-                self._note_overlaps(sorted(parts, key=lambda part: part[0]), new)
-
-    def _note_overlaps(self, parts: list[tuple[Segment, LabelRow]], new: set[int]) -> None:
-        open_parts: list[tuple[Segment, LabelRow]] = []
-        for segment, row in parts:
-            open_parts = [part for part in open_parts[-MAX_OPEN:] if part[0].end_us > segment.start_us]
-            for _, other in open_parts:
-                if len(self._plan.overlaps) >= MAX_LINES:
-                    return
+        removed = {id(removal.expected) for removal in self._plan.removals}
+        others = {id(row) for row in self._plan.others}
+        sharing: set[int] = set()
+        for all_rows in self._of_file.values():
+            rows = [self._now.get(id(row), row) for row in all_rows if id(row) not in removed]
+            if not any(id(row) in new for row in rows):
+                continue
+            self._note_whole_files(rows, new)
+            for row, other in rows_sharing_time(rows):
                 if id(row) in new or id(other) in new:
-                    self._note_overlap(row, other)
-            open_parts.append((segment, row))
+                    sharing |= {id(row), id(other)} & others
+                    if len(self._plan.overlaps) < MAX_LINES:
+                        self._note_overlap(row, other)
+        self._plan.others_sharing = len(sharing)
+
+    def _note_whole_files(self, rows: list[LabelRow], new: set[int]) -> None:
+        """Note whole files next to segments, where one of both is new."""
+        parts = [row for row in rows if row.segment is not None]
+        new_parts = any(id(row) in new for row in parts)
+        for row in rows:
+            if row.segment is None and parts and (id(row) in new or new_parts):
+                self._note_whole(row)
 
     def _note_whole(self, row: LabelRow) -> None:
         if row.line or row.label:
-            there = _line(row) if row.line or not self._imported.get((row.path, None)) else "the file says"
+            there = who_says(row) if row.line or (row.path, None) not in self._imported else "the file says"
             note = (
                 f"{row.path}: the whole file is a clip too, next to its parts: {there} {row.label or 'without a label'}"
             )
@@ -241,15 +222,13 @@ class Importer:
             self._note_folders(row)
 
     def _note_overlap(self, row: LabelRow, other: LabelRow) -> None:
-        if row.person and other.person and row.person != other.person:
-            return  # two persons at once
         label = other.label or "without a label"
-        there = _line(other) if other.line else "it is"
+        there = who_says(other) if other.line else "it is"
         if other.label == row.label:
-            reason = f"shares time with {_shown(other)} of the same label: both are kept"
+            reason = f"shares time with {shown_clip(other)} of the same label"
         else:
-            reason = f"shares time with {_shown(other)}, and {there} {label}: both are kept"
-        self._plan.overlaps.append(EntryProblem(f"{_shown(row)} {row.label or ''}".strip(), "overlap", reason))
+            reason = f"shares time with {shown_clip(other)}, and {there} {label}"
+        self._plan.overlaps.append(EntryProblem(f"{shown_clip(row)} {row.label or ''}".strip(), "overlap", reason))
 
 
 def folders_are_no_labels(rows: Iterable[LabelRow], sources: Iterable[tuple[str, AnnotationFile]]) -> bool:
@@ -280,13 +259,3 @@ def _relative(path: Path, folder: Path) -> str:
         return path.relative_to(folder).as_posix()
     except ValueError:
         return clean_path(str(path))
-
-
-def _line(row: LabelRow) -> str:
-    return f"labels.csv, line {row.line} is" if row.line else "the folder says"
-
-
-def _shown(row: LabelRow) -> str:
-    if row.segment is None:
-        return row.path
-    return f"{row.path} {seconds_text(row.segment.start_us)}–{seconds_text(row.segment.end_us)} s"

@@ -1,5 +1,4 @@
-"""Editing a ``labels.csv``: rows put and removed one by one, next to other programs that write the
-same file.
+"""Editing a ``labels.csv``: rows put and removed one by one, next to other programs that write the same file.
 
 Every write holds the lock file ``.labels.csv.lock``, reads the file again if it changed meanwhile, and replaces it
 atomically. Rows and columns that a change does not concern keep their bytes, but for the empty cell of a column that a
@@ -70,10 +69,12 @@ class LabelsFile:
     so that no clip changes its label or group.
     """
 
-    def __init__(self, folder: Path, rules: ClipRules, listed: Callable[[str], bool]) -> None:
+    def __init__(
+        self, folder: Path, rules: ClipRules, listed: Callable[[str], bool], *, numbered_backup: bool = False
+    ) -> None:
         self.folder = folder
-        self._rules = rules
-        self._listed = listed
+        self._rules, self._listed, self._numbered_backup = rules, listed, numbered_backup
+        self.backup: Path | None = None  # the numbered copy of the file before the first write
         self._backed_up = False
         self._stamp: FileStamp | None = None
         self._access = Access(0o644 & ~current_umask())
@@ -85,16 +86,23 @@ class LabelsFile:
 
     @classmethod
     def open(
-        cls, folder: Path, *, rules: ClipRules = DEFAULT_RULES, listed: Callable[[str], bool] = lambda _: True
+        cls,
+        folder: Path,
+        *,
+        rules: ClipRules = DEFAULT_RULES,
+        listed: Callable[[str], bool] = lambda _: True,
+        numbered_backup: bool = False,
     ) -> LabelsFile:
         """Read the labels of ``folder``.
 
         ``listed``: where there is no file yet, True for the path of a clip that is listed as its folder says.
+        ``numbered_backup``: next to ``labels.csv.bak``, which the next writer replaces, the first write keeps a copy of
+        what was there under a number, which nothing replaces.
 
         Raises StorageError where the folder or the file cannot be read, DataError ``labels_csv`` where the file is no
         table: it is never written over.
         """
-        return cls(Path(folder), rules, listed)
+        return cls(Path(folder), rules, listed, numbered_backup=numbered_backup)
 
     @property
     def rows(self) -> tuple[LabelRow, ...]:
@@ -226,6 +234,17 @@ class LabelsFile:
             remove_unfinished(self.folder / LABELS_FILE)
             yield
 
+    def _back_up(self) -> bool:
+        """Keep a copy of the file as it is. Returns False when another program wrote it since it was read."""
+        old = read_regular(self._path, largest=MAX_TABLE)
+        if sha256_bytes(old) != self.revision:
+            return False
+        if self._numbered_backup and (path := _free_backup(self.folder, old)):
+            write_atomic(path, old, access=self._access)
+            self.backup = path
+        write_atomic(self.folder / BACKUP_FILE, old, access=self._access)
+        return True
+
     def _write(self, data: bytes) -> bool:
         """Replace the file; mode and owner stay. Returns False when another program wrote it since it was read.
 
@@ -236,16 +255,23 @@ class LabelsFile:
                 f"{printable_path(self._path)} is read-only for this user",
                 fix=f"allow it: chmod u+w {shlex.quote(str(self._path))}",
             )
-        if self._stamp is not None and not self._backed_up:
-            old = read_regular(self._path, largest=MAX_TABLE)
-            if sha256_bytes(old) != self.revision:
-                return False
-            write_atomic(self.folder / BACKUP_FILE, old, access=self._access)
+        if self._stamp is not None and not self._backed_up and not self._back_up():
+            return False
         if _stamp(self._path) != self._stamp:
             return False
         write_atomic(self._path, data, access=self._access)
         self._backed_up = True
         return True
+
+
+def _free_backup(folder: Path, content: bytes) -> Path | None:
+    """Return the first ``labels.csv.bak.NUMBER`` that is not there; None where the last one has this content."""
+    number, last = 1, None
+    while os.path.lexists(path := folder / f"{BACKUP_FILE}.{number}"):
+        number, last = number + 1, path
+    if last is not None and _stamp(last) and last.stat().st_size == len(content) and last.read_bytes() == content:
+        return None
+    return path
 
 
 def _stamp(path: Path) -> FileStamp | None:

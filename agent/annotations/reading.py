@@ -13,7 +13,7 @@ from .annotation import AnnotationFile
 from .cvat import CvatOptions, read_cvat
 from .json_text import MAX_JSON, decode_json
 from .label_studio import read_label_studio
-from .segments_table import read_segments
+from .segments_table import FIX_TABLE, read_segments
 from .xml_events import MAX_XML
 from .zip_member import open_member
 
@@ -34,7 +34,10 @@ class ReadingOptions:
     choices: str = ""  # Label Studio, JSON-MIN: the control of whole videos' labels
 
 
-def read_annotations(path: Path, options: ReadingOptions = ReadingOptions()) -> AnnotationFile:
+DEFAULT_OPTIONS = ReadingOptions()
+
+
+def read_annotations(path: Path, options: ReadingOptions = DEFAULT_OPTIONS) -> AnnotationFile:
     """Read an annotation file.
 
     Raises DataError where the file is none of the formats: ``annotations_format``, ``annotations_json``,
@@ -47,7 +50,13 @@ def read_annotations(path: Path, options: ReadingOptions = ReadingOptions()) -> 
         return _read_cvat(path, name, CvatOptions(options.label_attribute, options.video))
     if chosen == "segments":
         return read_segments(read_regular(path, largest=MAX_TABLE), name)
-    document = decode_json(read_regular(path, largest=MAX_JSON), name)
+    content = read_regular(path, largest=MAX_JSON)
+    try:
+        document = decode_json(content, name)
+    except DataError as error:
+        if other := _other_than_json(content, name, options.format):
+            raise other from error
+        raise
     if options.format is None:
         chosen = _json_format(document, name)
     if chosen == "activitynet":
@@ -74,6 +83,20 @@ def _recognise(path: Path, name: str) -> Format:
     if any(mark in line for mark in ",;\t") and "\0" not in line:
         return "segments"
     raise DataError(f"{name} is neither JSON, XML, a .zip nor a table", fix=_FIX, code="annotations_format")
+
+
+def _other_than_json(content: bytes, name: str, wanted: Format | None) -> DataError | None:
+    """Return the error of a file that is of another kind than the JSON that was wanted; None where it is damaged."""
+    head = content[:4096].decode("utf-8-sig", errors="replace").lstrip()
+    if wanted is None or not head or head[0] in "{[":
+        return None
+    tool = "ActivityNet's labels" if wanted == "activitynet" else "Label Studio's export"
+    line = head.splitlines()[0]
+    if head[0] != "<" and any(mark in line for mark in ",;\t"):
+        table = "a table of video,label,start,end: --format segments"
+        fix = f"{FIX_TABLE}; {table}" if wanted == "label-studio" else f"for {table}"
+        return DataError(f"{name} is a table, and {tool} is read as JSON", fix=fix, code="annotations_json")
+    return None
 
 
 def _json_format(document: object, name: str) -> Format:

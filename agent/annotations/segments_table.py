@@ -41,6 +41,7 @@ FRAME_COLUMNS = ("start_frame", "end_frame", "first_frame", "last_frame", "frame
 _CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _SEPARATOR_LINE = re.compile(r"\Asep=.\r?\n", re.IGNORECASE)  # a spreadsheet's own first line
+FIX_TABLE = "in Label Studio: Export, JSON or JSON-MIN"  # of a table that Label Studio exported
 _FIX_TEXT = "save it as CSV UTF-8: spreadsheets offer that among the file types"
 _FIX = "start the table with the line video,label,start,end; times are seconds from the video's first frame"
 
@@ -51,9 +52,8 @@ def read_segments(content: bytes, name: str) -> AnnotationFile:
     found = AnnotationFile(FORMAT)
     header = text.lstrip("\r\n").partition("\n")[0]
     separator = max(",;\t", key=header.count)
-    if "timelinelabels" in text and "label" not in header:
-        fix = "in Label Studio: Export, JSON"
-        raise _no_table(name, 1, "is Label Studio's CSV export: its segments are JSON inside of cells", fix=fix)
+    if ("timelinelabels" in text and "label" not in header) or _is_label_studio(header):
+        raise _no_table(name, 1, "is Label Studio's CSV export: its segments are JSON inside of cells", fix=FIX_TABLE)
     lines = csv.reader(_lines(text, name), delimiter=separator, strict=True)
     columns: dict[str, int] = {}
     width = 0
@@ -96,16 +96,21 @@ def _read_row(where: str, row: dict[str, str], *, decimal_comma: bool) -> Annota
 
 
 def _seconds(text: str, *, decimal_comma: bool) -> float:
-    if decimal_comma and text.count(",") == 1:
-        text = text.replace(",", ".")
-    if match := _CLOCK.fullmatch(text):
+    plain = text.replace(",", ".") if decimal_comma and text.count(",") == 1 else text
+    if match := _CLOCK.fullmatch(plain):
         hours, minutes, seconds = int(match[1] or 0), int(match[2]), float(match[3])
         if seconds >= 60 or (match[1] is not None and minutes >= 60):
             raise Unusable("bad_time", f"{text} is no time of a clock: expected MM:SS or HH:MM:SS")
         return hours * 3600 + minutes * 60 + seconds
-    if not _NUMBER.fullmatch(text):
+    if not _NUMBER.fullmatch(plain):
         raise Unusable("bad_time", f"{shown(text)} is not a time, expected seconds like 12.5")
-    return float(text)
+    return float(plain)
+
+
+def _is_label_studio(header: str) -> bool:
+    """True for a header with the columns that only Label Studio writes, and none for times."""
+    names = {cell.strip('" \r').casefold() for cell in re.split(r"[,;\t]", header)}
+    return {"annotation_id", "annotator"} <= names and not names & {*COLUMNS["start"], *COLUMNS["end"]}
 
 
 def _header(cells: list[str], name: str, found: AnnotationFile) -> dict[str, int]:

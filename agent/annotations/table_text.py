@@ -55,7 +55,7 @@ class TableText:
         self.touched = False
         self._columns = [cell.strip() for cell in header.cells]
         self._eol = "\r\n" if header.raw.endswith("\r\n") else "\n"
-        self._by_key: dict[RowKey, Record] = {}
+        self._by_key: dict[RowKey, list[Record]] = {}  # the first of rows of one key counts
         self._last: dict[str, Record] = {}  # of each path: rows of one video stay together
         for record in records:
             self._index(record)
@@ -102,7 +102,8 @@ class TableText:
         self.touched = False
 
     def find(self, key: RowKey) -> Record | None:
-        return self._by_key.get(key)
+        records = self._by_key.get(key)
+        return records[0] if records else None
 
     def problem(self, row: LabelRow) -> str:
         """Return why the row cannot be in a table: it would be read as another one. Empty when it can."""
@@ -136,21 +137,22 @@ class TableText:
         if record.row is not None and replace(record.row, line=0) == replace(row, line=0):
             return record
         self._need_columns(row)
-        if record.row is not None:
-            self._by_key.pop(row_key(record.row), None)
+        moved = record.row is None or row_key(record.row) != row_key(row)
+        if moved:
+            self._forget(record)
         self._fill(record, row)
-        self._index(record)
+        if moved:
+            self._index(record)
         return record
 
     def remove(self, record: Record) -> None:
-        assert record.row is not None
-        self._by_key.pop(row_key(record.row), None)
+        self._forget(record)
         record.removed = self.touched = True
 
     def forget_unlabelled(self, paths: set[str]) -> None:
         """Leave out whole files of ``paths`` that no one labelled: they get segments. For a table that is made."""
         for path in paths:
-            record = self._by_key.get((path, None))
+            record = self.find((path, None))
             if record is not None and record.row is not None and record.row.label is None:
                 self.remove(record)
 
@@ -167,8 +169,12 @@ class TableText:
 
     def _index(self, record: Record) -> None:
         if record.row is not None:
-            self._by_key.setdefault(row_key(record.row), record)
+            self._by_key.setdefault(row_key(record.row), []).append(record)
             self._last[clean_path(record.row.path)] = record
+
+    def _forget(self, record: Record) -> None:
+        if record.row is not None:
+            self._by_key[row_key(record.row)].remove(record)
 
     def _fill(self, record: Record, row: LabelRow) -> None:
         cells = _cells(row)

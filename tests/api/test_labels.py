@@ -35,7 +35,7 @@ def test_cvats_tracks_become_clips_with_features(exported):
     assert {label: states["new"] for label, states in done.classes.items()} == {"ball_lifting": 1, "box_crossing": 1}
     (problem,) = done.problems
     assert "90000" in problem.reason + problem.where
-    assert str(done).startswith("Labels written to labels.csv\nball_lifting: 1 new\nbox_crossing: 1 new\n")
+    assert str(done).startswith("Labels: 2 rows written to labels.csv\nball_lifting: 1 new\nbox_crossing: 1 new\n")
     f = fl.open_bundle().extract(folder / "videos", threads=1, progress=False)
     assert sorted(f.names) == ["ball_lifting", "box_crossing"]
     assert set(f.files) == {"night.mp4"}

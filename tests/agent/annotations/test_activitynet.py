@@ -6,10 +6,10 @@ import json
 
 import pytest
 from flamest.agent.annotations.activitynet import write_activitynet
-from flamest.agent.annotations.reading import ReadingOptions, read_annotations
 from flamest.agent.extraction.labels_table import LabelRow
-from flamest.base.errors import DataError
 from flamest.runtime.clip_records import Segment
+
+from .conftest import check_refused, read_json
 
 GOOD = {"label": "walk", "segment": [1.0, 2.5]}
 DOCUMENT = {
@@ -31,12 +31,6 @@ DOCUMENT = {
 }
 
 
-def read(tmp_path, content, **options):
-    path = tmp_path / "labels.json"
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return read_annotations(path, ReadingOptions(**options))
-
-
 def with_annotation(*annotations):
     return {"database": {"good": {"annotations": [GOOD]}, "bad": {"annotations": list(annotations)}}}
 
@@ -52,7 +46,7 @@ def raw(text):
 
 
 def test_the_documented_schema_is_read(tmp_path):
-    found = read(tmp_path, DOCUMENT)
+    found = read_json(tmp_path, DOCUMENT)
     assert found.format == "activitynet"
     assert [(each.video, each.label, each.span) for each in found.annotations] == [
         ("sJFgo9H6zNo", "Walking the dog", Segment(10_000, 17_250_000)),
@@ -68,7 +62,7 @@ def test_written_rows_are_read_again_as_they_were(tmp_path):
         LabelRow(3, "ward/long.mp4", "Ärger", Segment(0, 1)),
         LabelRow(4, "b.mp4", "walk", None),
     ]
-    found = read(tmp_path, write_activitynet(rows, {"ward/long.mp4": 60.0}))
+    found = read_json(tmp_path, write_activitynet(rows, {"ward/long.mp4": 60.0}))
     assert [
         LabelRow(row.line, each.video, each.label, each.span, each.group, each.person, each.camera)
         for row, each in zip(rows, found.annotations, strict=True)
@@ -173,17 +167,13 @@ BAD_ENTRIES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_damaged_file_has_a_named_error(tmp_path, name):
-    content, code = BAD_FILES[name]
-    with pytest.raises(DataError) as raised:
-        read(tmp_path, content)
-    assert raised.value.code == code
-    assert raised.value.fix
+    check_refused(tmp_path, *BAD_FILES[name])
 
 
 @pytest.mark.parametrize("name", BAD_ENTRIES)
 def test_a_bad_entry_is_named_and_the_rest_read(tmp_path, name):
     content, code = BAD_ENTRIES[name]
-    found = read(tmp_path, content)
+    found = read_json(tmp_path, content)
     assert [problem.code for problem in found.problems] == [code]
     assert [(each.video, each.label) for each in found.annotations] == [("good", "walk")]
 

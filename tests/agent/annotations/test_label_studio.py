@@ -7,9 +7,10 @@ import json
 import pytest
 from flamest.agent.annotations import json_text
 from flamest.agent.annotations.annotation import FrameRange
-from flamest.agent.annotations.reading import ReadingOptions, read_annotations
 from flamest.base.errors import DataError
 from flamest.runtime.clip_records import Segment
+
+from .conftest import check_refused, read_json
 
 VIDEO = "/data/upload/2/a1b2c3d4-good.mp4"
 
@@ -49,48 +50,42 @@ def record(**controls):
     return {"video": VIDEO, "id": 12, "annotator": 1, "annotation_id": 8, "lead_time": 4.2, **controls}
 
 
-def read(tmp_path, content, **options):
-    path = tmp_path / "project-2.json"
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return read_annotations(path, ReadingOptions(**options))
-
-
 def spans(found):
     return [(each.label, each.span) for each in found.annotations]
 
 
 def test_ranges_are_frames_from_one_with_both_ends(tmp_path):
-    found = read(tmp_path, [task(annotation(region(start=3, end=5), region("fall", 7, 7)))])
+    found = read_json(tmp_path, [task(annotation(region(start=3, end=5), region("fall", 7, 7)))])
     assert spans(found) == [("walk", FrameRange(2, 5)), ("fall", FrameRange(6, 7))]
     assert {each.video for each in found.annotations} == {VIDEO}
     assert all(each.counts_itself and each.counted_rate is None for each in found.annotations)
 
 
 def test_several_ranges_of_a_region_are_several_segments(tmp_path):
-    found = read(tmp_path, [task(annotation(region(ranges=[{"start": 1, "end": 2}, {"start": 9, "end": 12}])))])
+    found = read_json(tmp_path, [task(annotation(region(ranges=[{"start": 1, "end": 2}, {"start": 9, "end": 12}])))])
     assert spans(found) == [("walk", FrameRange(0, 2)), ("walk", FrameRange(8, 12))]
 
 
 def test_the_rate_that_a_result_states_is_kept(tmp_path):
-    found = read(tmp_path, [task(annotation(region(framesCount=240, duration=10)))])
+    found = read_json(tmp_path, [task(annotation(region(framesCount=240, duration=10)))])
     assert found.annotations[0].counted_rate == 24
 
 
 def test_choices_are_the_whole_videos(tmp_path):
-    found = read(tmp_path, task(annotation(choice("Fall"))))
+    found = read_json(tmp_path, task(annotation(choice("Fall"))))
     assert spans(found) == [("Fall", None)]
 
 
 def test_labels_of_the_audio_are_seconds(tmp_path):
     result = {"type": "labels", "value": {"start": 1.25, "end": 3.5, "channel": 0, "labels": ["Kick"]}}
-    assert spans(read(tmp_path, [task(annotation(result))])) == [("Kick", Segment(1_250_000, 3_500_000))]
+    assert spans(read_json(tmp_path, [task(annotation(result))])) == [("Kick", Segment(1_250_000, 3_500_000))]
 
 
 def test_json_min_says_the_same(tmp_path):
     ranges = [{"ranges": [{"start": 3, "end": 5}], "timelinelabels": ["walk"]}]
-    found = read(tmp_path, [record(timeline=ranges), record(choice="Fall"), record(choices={"choices": ["Lie"]})])
+    found = read_json(tmp_path, [record(timeline=ranges), record(choice="Fall"), record(choices={"choices": ["Lie"]})])
     assert spans(found) == [("walk", FrameRange(2, 5)), ("Fall", None), ("Lie", None)]
-    named = read(tmp_path, [record(posture="Sit", ward="north")], choices="posture")
+    named = read_json(tmp_path, [record(posture="Sit", ward="north")], choices="posture")
     assert spans(named) == [("Sit", None)]
 
 
@@ -103,7 +98,7 @@ def test_what_is_left_out_is_noted(tmp_path):
         task(annotation(region("no"), was_cancelled=True), number=13),
         task(number=14),
     ]
-    found = read(tmp_path, content)
+    found = read_json(tmp_path, content)
     assert spans(found) == [("walk", FrameRange(0, 30))]
     assert not found.problems
     assert len(found.notes) == 6
@@ -111,22 +106,24 @@ def test_what_is_left_out_is_noted(tmp_path):
 
 def test_of_several_annotators_ground_truth_or_agreement_counts(tmp_path):
     same = [task(annotation(region()), annotation({**region(), "id": "other"}))]
-    assert spans(read(tmp_path, same)) == [("walk", FrameRange(0, 30))]
+    assert spans(read_json(tmp_path, same)) == [("walk", FrameRange(0, 30))]
     truth = [task(annotation(region("fall")), annotation(region(), ground_truth=True))]
-    assert spans(read(tmp_path, truth)) == [("walk", FrameRange(0, 30))]
-    differing = read(tmp_path, [task(annotation(region("fall")), annotation(region())), task(annotation(choice("x")))])
+    assert spans(read_json(tmp_path, truth)) == [("walk", FrameRange(0, 30))]
+    differing = read_json(
+        tmp_path, [task(annotation(region("fall")), annotation(region())), task(annotation(choice("x")))]
+    )
     assert [problem.code for problem in differing.problems] == ["several_annotations"]
     assert spans(differing) == [("x", None)]
 
 
 def test_exports_of_old_versions_have_completions(tmp_path):
     old = {"id": 1, "data": {"video_url": "v.mp4"}, "completions": [annotation(region())]}
-    assert spans(read(tmp_path, [old])) == [("walk", FrameRange(0, 30))]
+    assert spans(read_json(tmp_path, [old])) == [("walk", FrameRange(0, 30))]
 
 
 def test_the_video_is_the_one_text_with_a_videos_suffix(tmp_path):
     data = {"ward": "north", "clip": "https://host/x/good%201.MP4?token=1", "fps": 30}
-    found = read(tmp_path, [{"id": 1, "data": data, "annotations": [annotation(region())]}])
+    found = read_json(tmp_path, [{"id": 1, "data": data, "annotations": [annotation(region())]}])
     assert found.annotations[0].video == data["clip"]
 
 
@@ -250,17 +247,13 @@ BAD_TASKS = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_damaged_file_has_a_named_error(tmp_path, name):
-    content, code = BAD_FILES[name]
-    with pytest.raises(DataError) as raised:
-        read(tmp_path, content)
-    assert raised.value.code == code
-    assert raised.value.fix
+    check_refused(tmp_path, *BAD_FILES[name])
 
 
 @pytest.mark.parametrize("name", BAD_TASKS)
 def test_a_bad_task_is_named_and_the_rest_read(tmp_path, name):
     content, code = BAD_TASKS[name]
-    found = read(tmp_path, content if isinstance(content, bytes) else [GOOD, content])
+    found = read_json(tmp_path, content if isinstance(content, bytes) else [GOOD, content])
     assert [problem.code for problem in found.problems] == [code]
     assert ("good", FrameRange(0, 2)) in spans(found)
     assert len(found.annotations) == 1
@@ -269,8 +262,18 @@ def test_a_bad_task_is_named_and_the_rest_read(tmp_path, name):
 def test_a_file_that_is_too_large_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(json_text, "MAX_BRACKETS", 100)
     with pytest.raises(DataError) as raised:
-        read(tmp_path, [GOOD] * 50)
+        read_json(tmp_path, [GOOD] * 50)
     assert raised.value.code == "too_large"
+
+
+def test_a_table_instead_of_json_names_the_right_export(tmp_path):
+    table = b'id,video,timeline,annotator\r\n1,a.mp4,"[{""ranges"": []}]",1\r\n'
+    error = check_refused(tmp_path, table, "annotations_json", format="label-studio")
+    assert "is a table" in error.message
+    assert "Export, JSON or JSON-MIN" in error.fix
+    error = check_refused(tmp_path, table.replace(b",", b"\t"), "annotations_json", format="activitynet")
+    assert "--format segments" in error.fix
+    assert "is a table" not in check_refused(tmp_path, b"[1, 2", "annotations_json", format="label-studio").message
 
 
 def test_sixty_kinds_of_damage_are_tried():

@@ -76,6 +76,21 @@ def test_exported_labels_make_the_same_rows_again(folder, tmp_path, format):
     assert result("import-labels", out, "--videos", folder)["clips"]["equal"] == 3
 
 
+@pytest.mark.parametrize("format", ["activitynet", "segments"])
+def test_an_export_names_files_not_the_spellings_of_rows(folder, tmp_path, format):
+    rows = ("LONG.AVI,fall,0.5,1.25", "long.avi,sit,2,3", "Walk\\A.avi,walk,,")
+    (folder / "labels.csv").write_text("\n".join(("path,label,start_s,end_s", *rows)) + "\n")
+    out = tmp_path / "out.file"
+    done = result("export-labels", "--videos", folder, "--format", format, "--out", out)
+    assert done["durations_unknown"] == []
+    if format == "activitynet":
+        database = json.loads(out.read_text())["database"]
+        assert {path: len(entry["annotations"]) for path, entry in database.items()} == {"long.avi": 2, "walk/a.avi": 1}
+        assert all(entry["duration"] > 0 for entry in database.values())
+    again = result("import-labels", out, "--videos", folder)
+    assert (again["clips"]["equal"], again["videos"][0]["how"]) == (3, "")
+
+
 def test_one_bad_file_of_several_stops_no_other(folder, tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text("{")
@@ -91,7 +106,32 @@ def test_an_import_of_nothing_is_an_error_with_the_lines(folder, tmp_path):
     done = result("import-labels", file, "--videos", folder, code=65)
     assert done["error"]["code"] == "no_annotations"
     assert [problem["code"] for problem in done["problems"]] == ["unknown_video"]
+    assert "not taken over" in done["error"]["fix"]
     assert not (folder / "labels.csv").exists()
+
+
+def test_a_file_without_labels_is_named_so(folder, tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("video,label,start,end\n")
+    done = result("import-labels", file, "--videos", folder, code=65)
+    assert done["error"]["message"] == "the file has no label of a segment or of a whole video"
+    assert done["problems"] == []
+    shown = run("import-labels", file, file, "--videos", folder, code=65)
+    assert "the files have no label" in shown.output
+    assert "see " not in shown.output
+
+
+def test_rows_that_are_written_are_counted(folder, tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("video,label,start,end\nlong.avi,walk,1,2\nlong.avi,sit,2,3\n")
+    shown = run("import-labels", file, "--videos", folder).output
+    assert "2 rows written to" in shown
+    assert "It is new, and lists 1 other clip of the folder" in shown
+    file.write_text("video,label,start,end\nlong.avi,walk,1,2\nlong.avi,sit,2,3\nlong.avi,walk,3,4\n")
+    done = result("import-labels", file, "--videos", folder)
+    assert done["rows"] == {"written": 1, "removed": 0, "of_folders": 0, "others": 0}
+    (folder / "labels.csv").unlink()
+    assert "lists no other clip" in run("import-labels", file, "--videos", folder, "--folders", "ignore").output
 
 
 def test_an_export_of_a_folder_without_labels_is_an_error(tmp_path, clips):

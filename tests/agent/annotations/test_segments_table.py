@@ -169,10 +169,18 @@ def test_the_separator_line_of_a_spreadsheet_is_skipped():
     assert [problem.where for problem in found.problems] == ["line 4"]
 
 
+@pytest.mark.parametrize("time", ["1.234,5", "1,5,0", "1,x", "75:75,5"])
+def test_a_time_is_quoted_as_it_is_written(tmp_path, time):
+    (problem,) = read(tmp_path, f"video;label;start;end\na.mp4;fall;{time};99999\n").problems
+    assert problem.code == "bad_time"
+    assert time in problem.reason
+
+
 @pytest.mark.parametrize(
     ("content", "fix"),
     [
         ("video,label,start,end\na.mp4,st\u00fcrz,1,2\n".encode("latin-1"), "CSV UTF-8"),
+        (b"id,video,choice,annotator,annotation_id\n1,a.mp4,walk,1,7\n", "Export, JSON"),
         (b'id,video,tl\n1,a.mp4,"[{""ranges"":[],""timelinelabels"":[""x""]}]"\n', "Export, JSON"),
     ],
 )

@@ -25,7 +25,7 @@ FOLDER = [
 ]
 NAMES = {
     "ward1/a.mp4": "ward1/a.mp4",
-    "/home/me/videos/ward2/a.mp4": "ward2/a.mp4",
+    "/data/videos/ward2/a.mp4": "ward2/a.mp4",
     r"C:\Users\me\WARD1\a.mp4": "ward1/a.mp4",
     r"\\server\share\ward2\clip.avi": "ward2/clip.avi",
     "only.mp4": "only.MP4",
