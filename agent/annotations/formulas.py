@@ -1,4 +1,4 @@
-"""Cells of a table that spreadsheets read as formulas: they are written as they are, and the person is told."""
+"""Cells of a table that spreadsheets read as formulas: they are written as they are, with a note."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def formula_note(rows: Iterable[LabelRow]) -> str:
         return ""
     names = ", ".join(printable(cell)[:40] for cell in list(cells)[:SHOWN]) + (", …" if len(cells) > SHOWN else "")
     return (
-        f"names that begin with = + - or @: a spreadsheet takes them for formulas ({names}); import the table there as "
+        f"names that begin with = + - or @: a spreadsheet reads them as formulas ({names}); import the table there as "
         "text, or rename them"
     )

@@ -29,6 +29,7 @@ from ...runtime.clip_records import Segment
 from ..extraction.clips import scan_clips
 from ..extraction.groups import DEFAULT_RULES, ClipRules
 from ..extraction.labels_table import LABELS_FILE, MAX_TABLE, BadRow, LabelRow
+from .backups import write_backup, write_numbered_backup
 from .row_changes import (
     AppliedChange,
     AppliedChanges,
@@ -57,7 +58,6 @@ __all__ = [
 ]
 
 LOCK_FILE = f".{LABELS_FILE}.lock"
-BACKUP_FILE = f"{LABELS_FILE}.bak"
 LOCK_WAIT_S = 10.0
 ATTEMPTS = 5  # to write, where a program that takes no lock writes at the same time
 
@@ -239,10 +239,9 @@ class LabelsFile:
         old = read_regular(self._path, largest=MAX_TABLE)
         if sha256_bytes(old) != self.revision:
             return False
-        if self._numbered_backup and (path := _free_backup(self.folder, old)):
-            write_atomic(path, old, access=self._access)
-            self.backup = path
-        write_atomic(self.folder / BACKUP_FILE, old, access=self._access)
+        if self._numbered_backup:
+            self.backup = write_numbered_backup(self.folder, old, self._access)
+        write_backup(self.folder, old, self._access)
         return True
 
     def _write(self, data: bytes) -> bool:
@@ -262,16 +261,6 @@ class LabelsFile:
         write_atomic(self._path, data, access=self._access)
         self._backed_up = True
         return True
-
-
-def _free_backup(folder: Path, content: bytes) -> Path | None:
-    """Return the first ``labels.csv.bak.NUMBER`` that is not there; None where the last one has this content."""
-    number, last = 1, None
-    while os.path.lexists(path := folder / f"{BACKUP_FILE}.{number}"):
-        number, last = number + 1, path
-    if last is not None and _stamp(last) and last.stat().st_size == len(content) and last.read_bytes() == content:
-        return None
-    return path
 
 
 def _stamp(path: Path) -> FileStamp | None:
