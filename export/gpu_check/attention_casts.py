@@ -21,7 +21,7 @@ BATCHES = (1, 16)
 REPEATS = 30
 
 
-def compare_casts(weights: str) -> dict[str, Any]:
+def compare_casts(weights: str, repeats: int = REPEATS) -> dict[str, Any]:
     """Milliseconds of ``vision`` in this GPU's half precision at each of ``BATCHES``, with the casts and without."""
     gpu = gather_facts().gpu
     precision: Precision = "bf16" if gpu is None or int(gpu.compute_capability.split(".")[0]) >= BF16_MAJOR else "fp16"
@@ -31,5 +31,5 @@ def compare_casts(weights: str) -> dict[str, Any]:
     found: dict[str, Any] = {"precision": precision}
     for what, softmax_in_fp32 in (("with", True), ("without", False)):
         half = half_spec(spec, precision, precision, softmax_in_fp32=softmax_in_fp32)
-        found[what] = time_spec(half, options, BATCHES, REPEATS)
+        found[what] = time_spec(half, options, BATCHES, repeats)
     return found

@@ -20,12 +20,12 @@ REPEATS = 30
 TF32 = EngineOptions(tf32=True)
 
 
-def compare_forms(weights: str) -> dict[str, Any]:
+def compare_forms(weights: str, repeats: int = REPEATS) -> dict[str, Any]:
     """Milliseconds of both forms in fp32 with TF32 at each of ``BATCHES``, and the seconds of their builds."""
     video = open_video(parse_source("slow", weights))
     flat = cnn_spec(video.network, video.net, video.form, video.preprocessing)
     deep = dataclasses.replace(flat, module=pooled_module(video.net))
     return {
-        "frame_by_frame": time_spec(flat, TF32, BATCHES, REPEATS),
-        "three_dimensional": time_spec(deep, TF32, BATCHES, REPEATS),
+        "frame_by_frame": time_spec(flat, TF32, BATCHES, repeats),
+        "three_dimensional": time_spec(deep, TF32, BATCHES, repeats),
     }

@@ -64,9 +64,8 @@ def _steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     yield StepPlan("doctor", ("doctor",), 300, 10)
     yield StepPlan("one layer", ("one-layer",), 900, 30, PROBE)
     # Before hours are spent on bundles whose attention may be slow.
-    yield StepPlan(
-        "attention casts", ("attention-casts", "--weights", request.weights), 3600, 300, PROBE, ("one layer",)
-    )
+    casts = ("attention-casts", "--weights", request.weights, *_few_runs(request))
+    yield StepPlan("attention casts", casts, 3600, 300, PROBE, ("one layer",))
     for precision in request.exported:
         yield _build_step(request, precision)
     yield StepPlan(f"{MINIWORLD}: build", ("copy", MINIWORLD, MINIWORLD), 300, 5, PROBE, makes=MINIWORLD)
@@ -101,7 +100,7 @@ def _bundle_steps(request: GpuCheckRequest, precision: str) -> Iterator[StepPlan
     bundle, built = bundle_folder(precision), (f"{precision}: build",)
     sizes = ("--repeats", str(request.repeats), "--clips", str(request.clips), "--vectors")
     backends = [word for name in BACKENDS if name not in request.left_out for word in ("--backend", name)]
-    words: tuple[str, ...] = ("--max-batch", str(DRY_BATCH)) if request.dry else ()
+    words = _small_engines(request)
     words += ("--detailed",) if precision == DEFAULT else ()
     yield StepPlan(f"{precision}: engines", ("engines", bundle, *words), 5400, 900, needs=built, continues=True)
     yield StepPlan(f"{precision}: inspect", ("inspect", bundle), 300, 2, needs=built)
@@ -135,9 +134,22 @@ def _speed_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
 def _probe_steps(request: GpuCheckRequest) -> Iterator[StepPlan]:
     """Facts that are tested with engines of their own."""
     bundle, needs = bundle_folder(DEFAULT), (f"{DEFAULT}: build",)
-    yield StepPlan("profiles", ("profiles", bundle), 5400, 600, PROBE, needs)
-    yield StepPlan("cuda graphs", ("cuda-graphs", bundle), 1800, 60, PROBE, needs)
+    runs = _few_runs(request)
+    rows = ("--rows", str(DRY_BATCH)) if request.dry else ()
+    sizes = (*rows, *runs, *_small_engines(request))
+    yield StepPlan("profiles", ("profiles", bundle, *sizes), 5400, 600, PROBE, needs)
+    yield StepPlan("cuda graphs", ("cuda-graphs", bundle, *sizes), 1800, 60, PROBE, needs)
     if "fp32" in request.precisions:
-        yield StepPlan("tf32", ("tf32", bundle_folder("fp32")), 5400, 600, PROBE, ("fp32: build",))
-    yield StepPlan("convolutions", ("convolutions", "--weights", request.weights), 3600, 600, PROBE, ("one layer",))
+        yield StepPlan("tf32", ("tf32", bundle_folder("fp32"), *sizes), 5400, 600, PROBE, ("fp32: build",))
+    forms = ("convolutions", "--weights", request.weights, *runs)
+    yield StepPlan("convolutions", forms, 3600, 600, PROBE, ("one layer",))
     yield StepPlan("fp16 overflow", ("overflow", "--weights", request.weights), 1800, 120, PROBE)
+
+
+def _small_engines(request: GpuCheckRequest) -> tuple[str, ...]:
+    return ("--max-batch", str(DRY_BATCH)) if request.dry else ()
+
+
+def _few_runs(request: GpuCheckRequest) -> tuple[str, ...]:
+    """Probes have numbers of runs of their own on a GPU machine."""
+    return ("--repeats", str(request.repeats)) if request.dry else ()

@@ -10,9 +10,12 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...base.errors import FlamestError
+
+if TYPE_CHECKING:
+    from .engine_facts import TrialSizes
 
 
 def one_layer(_: argparse.Namespace) -> dict[str, Any]:
@@ -37,31 +40,31 @@ def copy(words: argparse.Namespace) -> dict[str, Any]:
 def profiles(words: argparse.Namespace) -> dict[str, Any]:
     from .engine_facts import compare_profiles
 
-    return compare_profiles(words.bundle)
+    return compare_profiles(words.bundle, _trial(words))
 
 
 def cuda_graphs(words: argparse.Namespace) -> dict[str, Any]:
     from .engine_facts import compare_cuda_graphs
 
-    return compare_cuda_graphs(words.bundle)
+    return compare_cuda_graphs(words.bundle, _trial(words))
 
 
 def tf32(words: argparse.Namespace) -> dict[str, Any]:
     from .engine_facts import compare_tf32
 
-    return compare_tf32(words.bundle)
+    return compare_tf32(words.bundle, _trial(words))
 
 
 def attention_casts(words: argparse.Namespace) -> dict[str, Any]:
     from .attention_casts import compare_casts
 
-    return compare_casts(words.weights)
+    return compare_casts(words.weights, **_given(words, "repeats"))
 
 
 def convolutions(words: argparse.Namespace) -> dict[str, Any]:
     from .convolutions import compare_forms
 
-    return compare_forms(words.weights)
+    return compare_forms(words.weights, **_given(words, "repeats"))
 
 
 def overflow(words: argparse.Namespace) -> dict[str, Any]:
@@ -82,14 +85,26 @@ def torch(words: argparse.Namespace) -> dict[str, Any]:
     return measure_torch(words.weights, words.batch)
 
 
+def _trial(words: argparse.Namespace) -> TrialSizes:
+    from .engine_facts import TrialSizes
+
+    return TrialSizes(**_given(words, "rows", "repeats", "max_batch"))
+
+
+def _given(words: argparse.Namespace, *names: str) -> dict[str, int]:
+    """The numbers that were typed; the others keep the sizes of a GPU machine."""
+    return {name: getattr(words, name) for name in names if getattr(words, name) is not None}
+
+
+_TRIAL = ("--rows", "--repeats", "--max-batch")
 PROBES: Mapping[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], tuple[str, ...]]] = {
     "one-layer": (one_layer, ()),
     "copy": (copy, ("source", "bundle")),
-    "profiles": (profiles, ("bundle",)),
-    "cuda-graphs": (cuda_graphs, ("bundle",)),
-    "tf32": (tf32, ("bundle",)),
-    "attention-casts": (attention_casts, ("--weights",)),
-    "convolutions": (convolutions, ("--weights",)),
+    "profiles": (profiles, ("bundle", *_TRIAL)),
+    "cuda-graphs": (cuda_graphs, ("bundle", *_TRIAL)),
+    "tf32": (tf32, ("bundle", *_TRIAL)),
+    "attention-casts": (attention_casts, ("--weights", "--repeats")),
+    "convolutions": (convolutions, ("--weights", "--repeats")),
     "overflow": (overflow, ("--weights",)),
     "prepared": (prepared, ("bundle", "--backend", "--batch")),
     "torch": (torch, ("--weights", "--batch")),
@@ -100,6 +115,9 @@ _TAKES: Mapping[str, dict[str, Any]] = {
     "--weights": {"required": True},
     "--backend": {"required": True},
     "--batch": {"type": int, "action": "append", "required": True},
+    "--rows": {"type": int},
+    "--repeats": {"type": int},
+    "--max-batch": {"type": int},
 }
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from flamest.base.errors import SettingsError, UsageError
 from flamest.export.cli.main import app
-from flamest.export.gpu_check import check
+from flamest.export.gpu_check import check, engine_facts, probes
 from flamest.export.gpu_check.check import STAND_IN, KeptSteps, check_gpu, require_packages, run_steps
-from flamest.export.gpu_check.plan import BATCHES, PRECISIONS, GpuCheckRequest, plan_steps
+from flamest.export.gpu_check.engine_facts import TrialSizes
+from flamest.export.gpu_check.plan import BATCHES, DRY_BATCH, PRECISIONS, GpuCheckRequest, plan_steps
 from flamest.export.gpu_check.report import compare_with_fp32, make_report, write_report
 from flamest.export.gpu_check.step import PROBE, Step, StepPlan, last_json, run_step
 from flamest.runtime.backends.machine import Gpu, MachineFacts
@@ -425,3 +426,38 @@ def test_stand_ins_and_a_real_gpu_are_never_mixed_up(tmp_path, name, dry):
         check_gpu(GpuCheckRequest(tmp_path / "results", dry=dry), print, facts=facts)
     assert caught.value.code == "stand_in"
     assert not (tmp_path / "results").exists()
+
+
+TRIALS = ("profiles", "cuda graphs", "tf32")
+
+
+def test_trials_of_a_dry_run_are_small(tmp_path):
+    typed = {plan.name: plan.typed for plan in plan_steps(GpuCheckRequest(tmp_path, dry=True, repeats=3))}
+    for name in TRIALS:
+        assert typed[name].endswith(f" --rows {DRY_BATCH} --repeats 3 --max-batch {DRY_BATCH}")
+    for name in ("attention casts", "convolutions"):
+        assert typed[name].endswith(" --repeats 3")
+
+
+def test_trials_on_a_gpu_have_their_full_size(tmp_path):
+    words = {plan.name: plan.words for plan in plan_steps(GpuCheckRequest(tmp_path, repeats=3))}
+    assert [words[name] for name in TRIALS] == [
+        ("profiles", "bundle-default"), ("cuda-graphs", "bundle-default"), ("tf32", "bundle-fp32"),
+    ]  # fmt: skip
+    assert "--repeats" not in words["attention casts"] + words["convolutions"]
+    assert TrialSizes() == TrialSizes(rows=16, repeats=50, max_batch=None)
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        ((), TrialSizes()),
+        (("--rows", "4", "--repeats", "3", "--max-batch", "4"), TrialSizes(rows=4, repeats=3, max_batch=4)),
+    ],
+)
+@pytest.mark.parametrize("trial", ["profiles", "cuda-graphs", "tf32"])
+def test_a_trial_has_the_sizes_that_are_typed(trial, words, sizes, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(engine_facts, f"compare_{trial.replace('-', '_')}", lambda *given: asked.append(given) or {})
+    assert probes.main([trial, "bundle", *words]) == 0
+    assert asked == [(Path("bundle"), sizes)]
