@@ -461,3 +461,12 @@ def test_a_trial_has_the_sizes_that_are_typed(trial, words, sizes, monkeypatch, 
     monkeypatch.setattr(engine_facts, f"compare_{trial.replace('-', '_')}", lambda *given: asked.append(given) or {})
     assert probes.main([trial, "bundle", *words]) == 0
     assert asked == [(Path("bundle"), sizes)]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_every_probe_takes_the_words_of_its_step(dry, tmp_path, monkeypatch, capsys):
+    stubs = {name: (lambda given: {}, takes) for name, (_, takes) in probes.PROBES.items()}
+    monkeypatch.setattr(probes, "PROBES", stubs)
+    plans = [plan for plan in plan_steps(GpuCheckRequest(tmp_path, dry=dry)) if plan.program == PROBE]
+    assert {plan.words[0] for plan in plans} == probes.PROBES.keys()
+    assert [probes.main([*plan.words, "--json"]) for plan in plans] == [0] * len(plans)

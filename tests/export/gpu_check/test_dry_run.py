@@ -12,7 +12,7 @@ import pytest
 from flamest.export.gpu_check.evidence import UNREADABLE
 
 RIG = Path(__file__).parents[2] / "tensorrt_rig"
-# What takes seconds. The others load PyTorch, or build engines for large batches: they are in the whole dry run.
+# What takes seconds. The others load PyTorch, or build engines of their own: they are in the whole dry run.
 QUICK = (
     "doctor", "one layer", "default: engines", "default: inspect", "default: check", "sweep: tensorrt",
     "prepared: tensorrt",
