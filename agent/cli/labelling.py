@@ -62,6 +62,7 @@ def label(
     from ...base.errors import SettingsError
     from ...base.log import configure_logging
     from ..extraction.clips import check_videos_folder
+    from ..extraction.labels_table import check_labels_file
     from ..labelling.server import LabelRequest, serve_page
 
     settings = _settings(videos, config, folder)
@@ -71,6 +72,7 @@ def label(
             f"{AGENT.place(config, folder).path} names no videos", fix="set videos in it, or give --videos DIR"
         )
     check_videos_folder(videos)
+    check_labels_file(videos)
     configure_logging(level="warning")
     suggest = _suggestions((bundle, model), settings, videos, tuple(trusted_key or ()))
     request = LabelRequest(

@@ -12,15 +12,17 @@ read; only a file that is no such table at all is an error.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...base.errors import DataError
-from ...base.files import printable_path, read_regular
+from ...base.errors import DataError, StorageError
+from ...base.files import open_regular, printable_path, read_regular
 from ...runtime.clip_records import Segment, seconds_text
 from .name_letters import name_problem
 
@@ -78,7 +80,21 @@ def read_labels(folder: Path, root: Path) -> LabelsTable:
     the line; as ``read_regular`` for one that is no regular file.
     """
     table = folder / LABELS_FILE
-    return parse_labels(_read_table(table, root), table)
+    with _no_link_out(table):
+        content = read_regular(table, largest=MAX_TABLE, inside=root)
+    return parse_labels(content, table)
+
+
+def check_labels_file(folder: Path) -> None:
+    """Check that ``folder/labels.csv`` can be read, where there is one; nothing of it is.
+
+    Raises DataError ``labels_csv`` for a link that leads out; as ``read_regular`` for one that is no regular file, is
+    too large, or that this user may not read.
+    """
+    table = folder / LABELS_FILE
+    if os.path.lexists(table):
+        with _no_link_out(table):
+            open_regular(table, largest=MAX_TABLE, inside=folder.resolve()).close()
 
 
 def parse_labels(content: bytes, table: Path = Path(LABELS_FILE)) -> LabelsTable:
@@ -250,15 +266,16 @@ def _check_encoding(content: bytes, table: Path) -> None:
         ) from error
 
 
-def _read_table(table: Path, root: Path) -> bytes:
-    """Return the file's bytes. What a link outside leads to is not read: an error would show it."""
+@contextlib.contextmanager
+def _no_link_out(table: Path) -> Iterator[None]:
+    """Make the error of a link that leads out or nowhere that of a table: what it leads to is not read, nor shown."""
     try:
-        return read_regular(table, largest=MAX_TABLE, inside=root)
-    except DataError as error:
-        if error.code != "outside_folder":
+        yield
+    except (DataError, StorageError) as error:
+        if error.code != "outside_folder" and not (table.is_symlink() and not table.exists()):
             raise
         raise DataError(
-            f"{printable_path(table)} is a link to a place outside of the folder",
+            f"{printable_path(table)} is a link that leads nowhere or to a place outside of the folder",
             fix="put the file itself there",
             code="labels_csv",
         ) from error
