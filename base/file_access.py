@@ -1,4 +1,4 @@
-"""Permissions of a file that replaces another one, or stands beside it: never more than that one's."""
+"""Permissions of a file that replaces another one, or is next to it: never more than that one's."""
 
 from __future__ import annotations
 
