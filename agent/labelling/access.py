@@ -4,7 +4,9 @@ The page listens on loopback, where every user of the machine and every website 
 A request is answered when
 
 - its ``Host`` names this machine: another name that leads here is a website's (DNS rebinding);
-- it has the cookie that a one-time address gave to this browser. SameSite=Strict: no other site's request carries it;
+- its path begins with this run's own secret one, and it has the cookie that a one-time address gave to this browser.
+  SameSite=Strict: no other site's request carries it. It is for that path alone: browsers send a cookie to every port
+  of a host, and other ports of loopback belong to other users;
 - the browser does not say that another site or another port asked (``Sec-Fetch-Site``);
 - for POST also: ``Origin`` is this page, and the header ``X-Flamest`` is there, which no form can send.
 
@@ -22,7 +24,7 @@ from collections.abc import Callable, Mapping
 from ...base.errors import FlamestError
 from ...base.token_bucket import TokenBucket
 
-COOKIE = "flamest-label"  # and the port, since browsers send a cookie to all ports of a host
+COOKIE = "flamest-label"  # and the port
 OWN_HEADER = "x-flamest"
 OWN_VALUE = "label"
 HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -53,11 +55,23 @@ class Access:
 
     def __init__(self, port: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.cookie = f"{COOKIE}-{port}"
+        self.base = f"/{secrets.token_urlsafe(24)}"  # every path of this run begins with it
+        self.proof_key = secrets.token_hex(32)  # the page knows it, and this process
         self._clock = clock
         self._token = ""
         self._used: list[str] = []
         self._cookies: list[str] = []
         self._wrong = TokenBucket(WRONG_TOKENS, WRONG_EVERY_S)
+
+    def path_below(self, path: str) -> str | None:
+        """Return what follows this run's own path, with its slash; None for any other path."""
+        start, rest = path[: len(self.base)], path[len(self.base) :]
+        own = hmac.compare_digest(start.encode(errors="replace"), self.base.encode())
+        return rest if own and rest.startswith("/") else None
+
+    def proof(self, nonce: str) -> str:
+        """Return the proof that this process is the one that the page came from: HMAC-SHA256, in hexadecimal."""
+        return hmac.new(bytes.fromhex(self.proof_key), nonce.encode(errors="replace"), "sha256").hexdigest()
 
     def new_token(self) -> str:
         """Return the token of a new one-time address; the one before is no longer valid."""

@@ -1,4 +1,4 @@
-"""Facts of a video that the page needs beside its name: how long it is, and when its frames are shown.
+"""Facts of a video that the page needs next to its name: how long it is, and when its frames are shown.
 
 They are read by a decoder process, which meets the file instead of this process.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,20 +39,17 @@ class FolderVideo:
 
 
 class FolderVideos:
-    """Finds the videos of ``folder`` and gives each an identifier, a hash of folder and path.
-
-    It is the same in each run of the command: a window that was left open sends its changes by it after a restart.
-    """
+    """Finds the videos of ``folder`` and gives each an identifier, the same as long as this object lives."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.root = folder.resolve()
-        self._key = hashlib.sha256(str(self.root).encode(errors="surrogateescape")).digest()
+        self._secret = secrets.token_bytes(32)
 
     def id_of(self, path: str) -> str:
         """Return the opaque identifier of a path in the folder."""
         data = path.encode(errors="surrogateescape")
-        return hmac.new(self._key, data, hashlib.sha256).hexdigest()[:24]
+        return hmac.new(self._secret, data, hashlib.sha256).hexdigest()[:24]
 
     def scan(self) -> dict[str, FolderVideo]:
         """Return all videos by their identifier, in the order of their names. Opens none of them.

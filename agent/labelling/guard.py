@@ -18,6 +18,7 @@ log = Log("label")
 
 METHODS = ("GET", "HEAD", "POST")
 ENTER = "/enter"
+PROOF = "/proof"  # the one address outside of the run's own path
 PAGES = frozenset({"/", ENTER})  # which a person opens, or another page links to
 HEADERS = {
     "content-security-policy": "default-src 'self'; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
@@ -58,8 +59,10 @@ class Guard:
                 message["headers"] = [*(pair for pair in message["headers"] if pair[0].lower() not in names), *own]
             await send(message)
 
+        below = self._access.path_below(scope["path"])
+        scope = {**scope, "path": below or scope["path"]}
         try:
-            self._check(scope, Headers(scope=scope))
+            self._check(scope, Headers(scope=scope), own=below is not None)
         except Refused as refused:
             answer = refusal_answer(refused, as_json=scope["path"].startswith("/api/"))
             await answer(scope, receive, send_guarded)
@@ -71,7 +74,7 @@ class Guard:
             if not started:
                 await error_answer(UNEXPECTED)(scope, receive, send_guarded)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Headers, *, own: bool) -> None:
         """Raise Refused for a request that is not answered. Puts the browser's cookie into the scope."""
         if scope["method"] not in METHODS:
             raise Refused(405, f"expected one of {', '.join(METHODS)}", fix="use the page itself", code="method")
@@ -80,10 +83,10 @@ class Guard:
         check_host(headers["host"])
         path = scope["path"]
         check_site(headers, navigation=path in PAGES)
-        scope["browser"] = self._access.browser("; ".join(headers.getlist("cookie")))
+        scope["browser"] = self._access.browser("; ".join(headers.getlist("cookie"))) if own else ""
         if scope["browser"]:
             self._on_known(scope.get("client"))
-        elif path != ENTER:
+        elif path != (ENTER if own else PROOF):
             raise Refused(
                 403,
                 "this browser may not see the page",

@@ -70,6 +70,7 @@ class PageState:
         self.book.refresh()
         undo, redo = self.book.undo_counts(tab)
         return StateRecord(
+            proof_key=self.access.proof_key,
             revision=self.book.revision,
             folder=printable_path(self.book.folder),
             videos=self.book.videos(),

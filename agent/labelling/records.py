@@ -143,6 +143,7 @@ class ProblemRecord(_Record, frozen=True):
 class StateRecord(_Record, frozen=True):
     """Answer of ``GET /api/state``."""
 
+    proof_key: str  # that the program proves itself with, after a lost connection
     revision: str
     folder: str
     videos: list[VideoRecord]

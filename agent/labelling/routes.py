@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 MEDIA_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 PAGE = "label.html"
 ENTERED = """<!doctype html><html lang="en"><meta charset="utf-8"><title>FLAMeST</title>
-<meta http-equiv="refresh" content="0;url=/"><p><a href="/">Open the page</a></p>
+<link rel="icon" href="static/icon.svg"><meta http-equiv="refresh" content="0;url=./">
+<p><a href="./">Open the page</a></p>
 """
 MAX_QUERY = 2000  # characters
 
@@ -51,7 +52,7 @@ class Page:
             routes=[
                 route("/", self.page, "GET"),
                 route("/enter", self.enter, "GET"),
-                route("/favicon.ico", self.icon, "GET"),  # browsers ask for it on their own
+                route("/proof", self.proof, "GET"),
                 route("/static/{name}", self.static, "GET"),
                 route("/api/state", self.get_state, "GET"),
                 route("/api/changes", self.changes, "POST"),
@@ -85,15 +86,17 @@ class Page:
 
         answer = HTMLResponse(ENTERED)
         if not request.scope["browser"]:  # a browser that is in may load the address again
+            access = self.state.access
             value = self.state.enter(request.query_params.get("token", "")[:MAX_QUERY])
-            answer.set_cookie(self.state.access.cookie, value, httponly=True, samesite="strict", path="/")
+            answer.set_cookie(access.cookie, value, httponly=True, samesite="strict", path=access.base)
         return answer
 
     async def page(self, request: Request) -> Response:
         return _file(PAGE, "text/html; charset=utf-8")
 
-    async def icon(self, request: Request) -> Response:
-        return _file("icon.svg", MEDIA_TYPES[".svg"])
+    async def proof(self, request: Request) -> Response:
+        """Prove to a page that lost its connection that this is the run that it came from."""
+        return json_answer({"proof": self.state.access.proof(request.query_params.get("nonce", "")[:MAX_QUERY])})
 
     async def static(self, request: Request) -> Response:
         """Answer with a script, style sheet or picture of the page, of those that are in its folder."""
@@ -218,6 +221,8 @@ async def _in_thread(function: Any, *arguments: Any) -> Any:
 
 async def _known_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FlamestError)
+    if isinstance(error, Refused):
+        return refusal_answer(error, as_json=request.url.path.startswith("/api/"))
     return error_answer(error)
 
 

@@ -113,7 +113,7 @@ class PageServer:
 
     def new_address(self) -> str:
         """Return a new one-time address; the one before is no longer valid."""
-        return f"http://{HOST}:{self._port}/enter?token={self._access.new_token()}"
+        return f"http://{HOST}:{self._port}{self._access.base}/enter?token={self._access.new_token()}"
 
     def _introduce(self) -> None:
         """Show the folder, the address, and how to end; open the browser."""

@@ -26,7 +26,7 @@ from .screenshots import open_browser, smaller
 SEED = 0
 CLIP_SCENE, RECORDED_SCENE = 1, 6
 RECORDING = "corridor-camera-2.mp4"
-ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/enter\?token=\S+")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/[\w-]+/enter\?token=\S+")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def take_labelling_screenshots(folder: Path) -> list[Path]:
             context.close()
             for shot in LABELLING_SCREENSHOTS:
                 path = folder / f"{shot.name}.png"
-                write_atomic(path, smaller(_take(browser, state, address.partition("/enter")[0], shot)))
+                write_atomic(path, smaller(_take(browser, state, address.partition("enter?")[0], shot)))
                 written.append(path)
     return written
 

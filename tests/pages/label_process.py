@@ -18,7 +18,7 @@ from typing import Any
 from flamest.agent.extraction.labels_table import LabelRow, read_labels
 
 WITHIN_S = 120.0  # of two busy cores
-ADDRESS = re.compile(r"http://127\.0\.0\.1:(?P<port>\d+)/enter\?token=\S+")
+ADDRESS = re.compile(r"(?P<page>http://127\.0\.0\.1:(?P<port>\d+)/[\w-]+/)enter\?token=\S+")
 FPS = 25
 
 
@@ -63,6 +63,7 @@ class LabelProcess:
     folder: Path
     arguments: tuple[str, ...] = ()
     port: int = 0
+    page: str = ""  # address of the page, of no use without the cookie
     lines: list[str] = field(default_factory=list)
     _addresses: queue.Queue[str] = field(default_factory=queue.Queue)
     _process: subprocess.Popen[str] | None = None
@@ -90,7 +91,7 @@ class LabelProcess:
             for line in process.stdout:
                 self.lines.append(line.rstrip())
                 if match := ADDRESS.search(line):
-                    self.port = int(match["port"])
+                    self.port, self.page = int(match["port"]), match["page"]
                     self._addresses.put(match[0])
 
     def address(self) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import importlib.util
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -328,7 +331,7 @@ def test_two_tabs_follow_each_other_and_lose_nothing(clips, folder, enter, asked
     copy(clips, folder)
     with labelling(folder) as process:
         first = enter(process)
-        second = opened(first.context, process.origin, asked)
+        second = opened(first.context, process.page, asked)
         type_class(first, "fall")
         wait_for_text(second, ".video[aria-selected=true] .about", "fall")
         press(second, "n")
@@ -345,7 +348,7 @@ def test_a_conflict_shows_both_versions_and_asks(clips, folder, enter, asked):
         first = enter(process)
         type_class(first, "fall")
         all_saved(first)
-        second = opened(first.context, process.origin, asked)
+        second = opened(first.context, process.page, asked)
         wait_for_text(second, "#target-label", "fall")
         for keep, expected in (("Keep mine", "sit"), ("Keep what is in the file", "run")):
             second.route("**/api/changes", lambda route: route.abort())  # so that the first one is first
@@ -393,6 +396,81 @@ def test_a_lost_connection_is_said_and_loses_no_work(clips, folder, enter):
         assert labels_of(folder)["clip_01.mp4"] == "fall"
 
 
+def test_a_window_left_open_hands_its_work_to_the_new_one(clips, folder, enter, asked):
+    copy(clips, folder)
+    with labelling(folder) as process:
+        left = enter(process)
+        type_class(left, "fall")
+        all_saved(left)
+        process.kill()
+        wait_for_text(left, "#trouble", "The connection to the program is lost")
+        press(left, "n", "1")
+        wait_for_text(left, "#saved", "not saved yet")
+        process.start()
+        new = opened(left.context, process.address(), asked)
+        wait_until(lambda: labels_of(folder).get("clip_01.mp4") == "fall", "the new window saves it")
+        wait_for_text(left, "#trouble", "This window's address is no longer valid")
+        press(left, "n", "1")  # of no use any more
+        press(new, "n")
+        all_saved(new)
+        assert labels_of(folder)["clip_02.mp4"] is None
+
+
+@contextlib.contextmanager
+def listening(port: int, answer: bytes) -> Iterator[list[tuple[str, str | None, bytes]]]:
+    """Another user's program on loopback; yields the path, cookie and body of each request."""
+    seen: list[tuple[str, str | None, bytes]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen.append((self.path, self.headers.get("Cookie"), body))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        seen.append((str(server.server_port), None, b""))
+        yield seen
+        server.shutdown()
+
+
+def test_a_listener_on_another_port_gets_no_cookie(clips, folder, enter):
+    """A website leads the browser to it, and it loads itself again: for a browser that is the page's own site."""
+    copy(clips, folder)
+    with labelling(folder) as process, listening(0, b"<meta http-equiv=refresh content=0;url=/again>") as seen:
+        page = enter(process)
+        port = seen.pop()[0]
+        script = f"<script>location='http://127.0.0.1:{port}/'</script>"
+        page.route("http://elsewhere.test/", lambda route: route.fulfill(body=script, content_type="text/html"))
+        page.goto("http://elsewhere.test/")
+        wait_until(lambda: any(path == "/again" for path, _, _ in seen), "it is loaded again")
+        assert {cookie for _, cookie, _ in seen} == {None}
+
+
+def test_whoever_takes_the_port_gets_nothing_of_an_open_window(clips, folder, enter):
+    copy(clips, folder)
+    with labelling(folder) as process:
+        page = enter(process)
+        type_class(page, "fall")
+        all_saved(page)
+        process.kill()
+        wait_for_text(page, "#trouble", "The connection to the program is lost")
+        press(page, "n", "1")
+        wait_for_text(page, "#saved", "not saved yet")
+        with listening(process.port, b'{"proof": "x", "revision": "r", "undo": 0, "conflicts": []}') as seen:
+            wait_for_text(page, "#trouble", "This window's address is no longer valid")
+            page.wait_for_timeout(6000)  # longer than any pause between attempts
+            asked = [(path.partition("?")[0], cookie, body) for path, cookie, body in seen[1:]]
+        assert set(asked) == {("/proof", None, b"")}
+
+
 def test_the_work_of_a_closed_window_is_saved_by_the_next(clips, folder, enter, asked):
     copy(clips, folder)
     with labelling(folder) as process:
@@ -403,7 +481,7 @@ def test_the_work_of_a_closed_window_is_saved_by_the_next(clips, folder, enter, 
         page.on("dialog", lambda dialog: dialog.accept())
         context = page.context
         page.close()
-        opened(context, process.origin, asked)
+        opened(context, process.page, asked)
         wait_until(lambda: labels_of(folder).get("clip_00.mp4") == "fall", "the next window saves it")
 
 
@@ -538,20 +616,20 @@ def test_a_browser_without_the_address_gets_nothing(clips, folder, enter, browse
     copy(clips, folder)
     with labelling(folder) as process:
         page = enter(process)
-        ids = page.evaluate("fetch('/api/state').then(a => a.json()).then(s => s.videos.map(v => v.id))")
+        ids = page.evaluate("fetch('api/state').then(a => a.json()).then(s => s.videos.map(v => v.id))")
         stranger = browser.new_context()
         try:
             other = stranger.new_page()
             paths = (
-                "/",
-                "/static/label.js",
-                "/api/state",
-                "/api/events",
-                f"/api/video/{ids[0]}",
-                f"/api/proxy/{ids[0]}",
+                "",
+                "static/label.js",
+                "api/state",
+                "api/events",
+                f"api/video/{ids[0]}",
+                f"api/proxy/{ids[0]}",
             )
             for path in paths:
-                answer = other.goto(process.origin + path)
+                answer = other.goto(process.page + path)
                 assert answer.status == 403, path
                 assert "clip_" not in answer.text()
         finally:
@@ -564,7 +642,7 @@ def test_the_help_lists_every_key(clips, folder, enter):
         page = enter(process)
         press(page, "?")
         listed = set(page.locator("#help-text kbd").all_inner_texts())
-        keys = page.evaluate("import('/static/keys.js').then(k => Object.keys(k.commandsOf({actions: {}})))")
+        keys = page.evaluate("import('./static/keys.js').then(k => Object.keys(k.commandsOf({actions: {}})))")
         signs = {" ": "Space", "ArrowLeft": "←", "ArrowRight": "→", "Escape": "Esc", "Delete": "Del", "-": "−"}
         same = {"/", "=", "Backspace", "Ctrl+Z", "Ctrl+y", "Ctrl+z", "Shift+ArrowLeft", "Shift+ArrowRight"}
         assert {signs.get(key, key) for key in keys} - same <= listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def test_the_private_file_leads_a_browser_to_the_page(browser: Any, tmp_path: Pa
         file = RedirectFile(server.new_address())
         page = browser.new_page()
         page.goto(file.path.as_uri())
-        page.wait_for_url(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=20_000)
-        state = page.evaluate("() => fetch('/api/state').then(answer => answer.status)")
+        page.wait_for_url(re.compile(rf"http://127\.0\.0\.1:{listener.getsockname()[1]}/[\w-]+/$"), timeout=20_000)
+        state = page.evaluate("() => fetch('api/state').then(answer => answer.status)")
         assert state == 200
         assert page.evaluate("() => document.cookie") == ""
         page.close()

@@ -18,7 +18,7 @@ function show(dialog, buttons) {
 export async function confirmNewClass(label, store, choose) {
   let near;
   try {
-    ({near} = await getJson(`/api/near?label=${encodeURIComponent(label)}`));
+    ({near} = await getJson(`api/near?label=${encodeURIComponent(label)}`));
   } catch {
     near = store.classes.map(found => found.label).filter(known => distance(known, label) <= 2);
   }
@@ -61,7 +61,7 @@ export function askSame(label, store) {
   setText(byId("same-title"), `“${label}” is not a class of the run`);
   const fill = async () => {
     try {
-      setText(lines, (await postJson("/api/alias", {label, as: choice.value})).lines.trim());
+      setText(lines, (await postJson("api/alias", {label, as: choice.value})).lines.trim());
     } catch (error) {
       setText(lines, error.sentence ?? error.message);
     }

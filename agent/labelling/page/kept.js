@@ -1,17 +1,23 @@
 // Changes that are not saved yet, kept in this browser: a reload, a closed tab and a stopped program lose none.
 //
-// Every tab has a name. The changes of a tab that is gone are taken over by the next one that opens.
+// Every tab has a name. The changes of a tab that is gone, or whose run of the program has ended, are taken over by
+// another one.
 
 const PREFIX = "flamest-label-";
 
+let release = () => {};
+
+// Lets other tabs take over what this one has kept.
+export const releaseName = () => release();
+
 // Holds the lock of a name for as long as the page lives; false where another tab holds it.
-function holdName(name, patience) {
+function holdName(name, withinMs) {
   if (!navigator.locks) return Promise.resolve(true);
   return new Promise(resolve => {
     navigator.locks
-      .request(PREFIX + name, {signal: AbortSignal.timeout(patience)}, () => {
+      .request(PREFIX + name, {signal: AbortSignal.timeout(withinMs)}, () => {
         resolve(true);
-        return new Promise(() => {});
+        return new Promise(free => (release = free));
       })
       .catch(() => resolve(false));
   });

@@ -74,7 +74,7 @@ export function listen(page) {
   const commands = commandsOf(page);
   document.addEventListener("keydown", event => {
     const target = event.target;
-    if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
+    if (page.store.ended || event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
     const edge = target.closest?.("[data-edge]")?.dataset.edge;
     if (edge && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
       event.preventDefault();

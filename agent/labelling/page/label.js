@@ -16,6 +16,7 @@ import {described, Videos} from "./videos.js";
 const ADVANCE = "flamest-label-advance";
 const SEEN_HELP = "flamest-label-seen-help";
 const OPEN = "flamest-label-open";
+const ADOPT_MS = 2000;
 
 // Says what happened, to eyes and to screen readers. The same sentence twice is said twice.
 function say(text) {
@@ -50,6 +51,7 @@ class Page {
   wire() {
     const {store, player, editor, timeline} = this;
     store.addEventListener("change", () => editor.follow());
+    store.addEventListener("ended", () => this.end());
     store.addEventListener("refused", ({detail: {action, error}}) => this.refused(action, error));
     editor.addEventListener("change", () => this.draw());
     editor.addEventListener("labelled", () => byId("advance").checked && this.videos.step(1));
@@ -88,7 +90,7 @@ class Page {
     if (matchMedia("(max-width: 60rem)").matches) byId("videos-part").open = false;
     addEventListener("beforeunload", event => {
       editor.settle();
-      if (store.queue.length) event.preventDefault();
+      if (store.queue.length && !store.ended) event.preventDefault();
     });
     addEventListener("pagehide", () => editor.settle());
   }
@@ -99,11 +101,12 @@ class Page {
       await store.load();
     } catch (error) {
       store.lost(error);
-      setTimeout(() => this.start(), 3000);
+      if (!store.ended) setTimeout(() => this.start(), 3000);
       return;
     }
-    const waiting = await store.resume(new Kept(store.tab, store.folder));
-    if (waiting) say(`${plural(waiting, "change")} from before ${waiting === 1 ? "is" : "are"} saved now.`);
+    const taken = number => number && say(`${plural(number, "change")} from before ${number === 1 ? "is" : "are"} saved now.`);
+    taken(await store.resume(new Kept(store.tab, store.folder)));
+    setInterval(async () => taken(await store.adopt()), ADOPT_MS);
     const known = id => store.video(id)?.id;
     const first = known(sessionStorage.getItem(OPEN)) ?? store.videos[0]?.id;
     if (first !== undefined) this.editor.open(first);
@@ -134,6 +137,14 @@ class Page {
     byId("refused").append(make("p", {text: `Not saved: ${action.said}. ${error.sentence}.`}));
   }
 
+  // The window is of no use any more, but for what it says.
+  end() {
+    this.events?.stop();
+    this.player.element.pause();
+    byId("main").inert = true;
+    for (const button of document.querySelectorAll("header button")) button.disabled = button.id !== "help";
+  }
+
   newClass(label) {
     const {place} = this.editor;
     return confirmNewClass(label, this.store, chosen => this.editor.label(chosen, place));
@@ -141,7 +152,7 @@ class Page {
 
   async switchSuggestions() {
     try {
-      Object.assign(this.store, await postJson("/api/suggestions", {on: !this.store.suggesting}));
+      Object.assign(this.store, await postJson("api/suggestions", {on: !this.store.suggesting}));
     } catch (error) {
       say(`${error.sentence}.`);
     }
@@ -198,12 +209,13 @@ class Page {
     byId("progress").max = Math.max(1, all);
     byId("progress").value = done;
     const waiting = store.queue.length;
+    const failed = !byId("refused").hidden;
     const time = store.savedAt?.toLocaleTimeString("en-GB");
     setText(byId("saved"), store.trouble ? (waiting ? `${plural(waiting, "change")} not saved yet` : "no connection") :
-      waiting ? "saving …" : time ? `saved ${time}` : "everything is saved");
-    byId("saved").dataset.state = store.trouble ? "trouble" : waiting ? "waiting" : "saved";
-    byId("undo").disabled = !waiting && !store.undoable;
-    byId("redo").disabled = waiting > 0 || !store.redoable;
+      waiting ? "saving …" : failed ? "not everything could be saved" : time ? `saved ${time}` : "everything is saved");
+    byId("saved").dataset.state = store.trouble || failed ? "trouble" : waiting ? "waiting" : "saved";
+    byId("undo").disabled = store.ended || !waiting && !store.undoable;
+    byId("redo").disabled = store.ended || waiting > 0 || !store.redoable;
     this.drawTrouble();
     const conflicts = store.conflicts.length;
     byId("conflicts").hidden = !conflicts;
@@ -225,9 +237,10 @@ class Page {
       return setText(box, "");
     }
     const kept = queue.length ? ` Your ${plural(queue.length, "change")} ${queue.length === 1 ? "is" : "are"} kept in ` +
-      "this browser and saved as soon as it works again." : "";
+      `this browser and saved ${trouble.locked ? "by the new window" : "as soon as it works again"}. If the program was ` +
+      `started with another number than ${location.port}: flamest-agent label --port ${location.port}` : "";
     const what = trouble.locked ? "This window's address is no longer valid, because the program was started again. " +
-      "Open the address that it shows now." : trouble.status ? `Not saved: ${trouble.sentence}.` :
+      "Open the address that it shows now, in this browser." : trouble.status ? `Not saved: ${trouble.sentence}.` :
       "The connection to the program is lost: is it still running? This page keeps trying.";
     box.hidden = false;
     return setText(box, what + kept);

@@ -62,10 +62,10 @@ export class Player extends EventTarget {
     this.tell("waiting");
     if (video.playable) {
       this.native = true;
-      this.element.src = `/api/video/${video.id}`;
+      this.element.src = `api/video/${video.id}`;
     }
     try {
-      const facts = await getJson(`/api/video/${video.id}/facts`, {signal: opening.signal});
+      const facts = await getJson(`api/video/${video.id}/facts`, {signal: opening.signal});
       if (this.opening !== opening) return;
       this.facts = facts;
       this.tell("facts");
@@ -251,7 +251,7 @@ class Pieces {
     const fetching = (this.fetching = new AbortController());
     this.fetched = piece;
     try {
-      const path = `/api/proxy/${this.id}?start_s=${piece * PIECE_S}&seconds=${PIECE_S}`;
+      const path = `api/proxy/${this.id}?start_s=${piece * PIECE_S}&seconds=${PIECE_S}`;
       const content = await getBytes(path, {signal: fetching.signal});
       if (this.closed) return;
       if (content.byteLength) await this.append(withoutDefaultDuration(content));

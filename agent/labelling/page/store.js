@@ -3,7 +3,8 @@
 // An action is what a person does in one go: one change, or several (a split). Actions are sent in order, one request
 // each, and stay in the queue until the answer is there. Fires "change" whenever something is different.
 
-import {getJson, postJson} from "./connection.js";
+import {getJson, postJson, trust} from "./connection.js";
+import {releaseName} from "./kept.js";
 import {applied, keyOf, onWire, sameRow} from "./rows.js";
 
 const AGAIN_MS = 3000;
@@ -16,7 +17,7 @@ export class Store extends EventTarget {
       tab, base: [], shown: new Map(), vocabulary: [], order: [], queue: [], conflicts: [], run: false, aliases: {},
       problems: [], folder: "", revision: null, undoable: 0, redoable: 0, writable: true, savedAt: null, trouble: null, kept: null, model: false,
       extracting: null, suggestions: new Map(), sending: false, acknowledged: 0,
-      turn: Promise.resolve(),
+      turn: Promise.resolve(), ended: false,
     });
   }
 
@@ -31,11 +32,13 @@ export class Store extends EventTarget {
   // ---- reading
 
   async load() {
-    this.take(await this.state());
+    const state = await this.state();
+    await trust(state.proof_key);
+    this.take(state);
   }
 
   state() {
-    return getJson(`/api/state?tab=${this.tab}`);
+    return getJson(`api/state?tab=${this.tab}`);
   }
 
   // Reads the state again. An answer that was on its way while a change was saved is older than what is shown.
@@ -99,17 +102,26 @@ export class Store extends EventTarget {
   // Takes over what was not saved before a reload, or by a tab that is gone.
   async resume(kept) {
     this.kept = kept;
-    const [own, left] = [kept.read(), await kept.adopt()];
+    return this.takeOver(kept.read(), await kept.adopt());
+  }
+
+  // Takes over what tabs of an earlier run have kept since; returns the number of actions.
+  async adopt() {
+    return this.ended || !this.kept ? 0 : this.takeOver(await this.kept.adopt());
+  }
+
+  takeOver(...kept) {
     const names = new Map(this.base.map(video => [video.name, video.id]));
     const known = change => ({...change, video: names.get(change.name) ?? change.video});
-    for (const content of [own, left]) {
-      for (const action of content?.queue ?? []) this.queue.push({...action, changes: action.changes.map(known)});
-      for (const found of content?.conflicts ?? []) this.conflicts.push({...found, change: known(found.change)});
-    }
+    const queue = kept.flatMap(content => content?.queue ?? []);
+    const conflicts = kept.flatMap(content => content?.conflicts ?? []);
+    if (!queue.length && !conflicts.length) return 0;
+    this.queue.push(...queue.map(action => ({...action, changes: action.changes.map(known)})));
+    this.conflicts.push(...conflicts.map(found => ({...found, change: known(found.change)})));
     this.keep();
     this.recompute();
     this.send();
-    return this.queue.length;
+    return queue.length;
   }
 
   keep() {
@@ -118,6 +130,7 @@ export class Store extends EventTarget {
 
   // Saves the changes of one action. `said` describes it: "fall on clip_01.mp4".
   act(changes, said) {
+    if (this.ended) return;
     this.queue.push({changes, said});
     this.keep();
     this.recompute();
@@ -125,7 +138,7 @@ export class Store extends EventTarget {
   }
 
   async send() {
-    if (this.sending || !this.queue.length) return;
+    if (this.sending || this.ended || !this.queue.length) return;
     this.sending = true;
     clearTimeout(this.again);
     try {
@@ -146,7 +159,7 @@ export class Store extends EventTarget {
     action.sent = true;
     this.keep();
     try {
-      answer = await postJson("/api/changes", {tab: this.tab, changes: action.changes.map(change => this.wired(change))});
+      answer = await postJson("api/changes", {tab: this.tab, changes: action.changes.map(change => this.wired(change))});
     } catch (error) {
       if (error.lasting !== false) throw error;
       this.queue.shift();
@@ -210,7 +223,7 @@ export class Store extends EventTarget {
     if (this.queue.length) return "Not undone: the change before is not saved yet.";
     if (!this.undoable) return "Nothing to undo.";
     const {steps} = this;
-    const said = await this.replay("/api/undo", `Undone: ${
+    const said = await this.replay("api/undo", `Undone: ${
       (steps.length === this.undoable && steps.at(-1)) || "the last change"}`, "Not undone");
     if (this.undoable < steps.length) this.steps = steps.slice(0, -1);
     return said;
@@ -218,7 +231,7 @@ export class Store extends EventTarget {
 
   async redoNow() {
     if (this.queue.length || !this.redoable) return "Nothing to do again.";
-    return this.replay("/api/redo", "Done again", "Not done again");
+    return this.replay("api/redo", "Done again", "Not done again");
   }
 
   async replay(path, done, failed) {
@@ -249,11 +262,21 @@ export class Store extends EventTarget {
   lost(error) {
     this.trouble = error;
     clearTimeout(this.again);
-    this.again = setTimeout(() => this.retry(), AGAIN_MS);
+    if (error.locked) this.end();
+    else this.again = setTimeout(() => this.retry(), AGAIN_MS);
     this.dispatchEvent(new Event("change"));
   }
 
+  // This window is of an earlier run: what it has kept is for a window of the new one.
+  end() {
+    if (this.ended) return;
+    this.ended = true;
+    releaseName();
+    this.dispatchEvent(new Event("ended"));
+  }
+
   retry() {
+    if (this.ended) return;
     if (this.queue.length) this.send();
     else this.refresh();
   }

@@ -9,6 +9,8 @@ export class Videos {
   constructor(list, {filter, search, count}, store, editor) {
     Object.assign(this, {list, filter, search, count, store, editor, items: new Map()});
     roving(list, ".video", item => editor.open(item.dataset.id));
+    // A click opens a video and leaves the keys (Home, End, the arrows) to it; whoever comes by Tab moves in the list.
+    list.addEventListener("mousedown", event => event.preventDefault());
     list.addEventListener("click", event => {
       const item = event.target.closest(".video");
       if (item) editor.open(item.dataset.id);

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from flamest.agent.labelling.book import LabelBook
@@ -38,8 +39,9 @@ class Answer:
 class Browser:
     """One browser: it keeps its cookie, and sends the headers that the page's script sends."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, base: str) -> None:
         self.port = port
+        self.base = base  # the run's own path; "" for one that does not know it
         self.cookie = ""
         self.tab = "tab-1"
 
@@ -49,7 +51,7 @@ class Browser:
         with contextlib.closing(connection):
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             cookie = {"Cookie": self.cookie} if self.cookie else {}
-            connection.request(method, path, body, {**cookie, **named})
+            connection.request(method, self.base + path, body, {**cookie, **named})
             return Answer(connection.getresponse())
 
     def get(self, path: str, **headers: str) -> Answer:
@@ -65,7 +67,7 @@ class Browser:
         return self.ask("POST", path, json.dumps(content).encode(), **own)
 
     def enter(self, address: str) -> Answer:
-        answer = self.get(address.partition(str(self.port))[2])
+        answer = self.get(address.partition(f":{self.port}{self.base}")[2])
         self.cookie = answer.headers.get("set-cookie", "").partition(";")[0]
         return answer
 
@@ -97,18 +99,19 @@ class Served:
         self.book = LabelBook(folder)
         self.shutdown = Shutdown()
         self.server = PageServer(LabelRequest(folder, open_browser=False, **options), self.book, self.listener)
+        self.base = urlsplit(self.server.new_address()).path.removesuffix("/enter")
         self.thread = threading.Thread(target=self.server.run, args=(self.shutdown,))
         self.thread.start()
         assert self.server.ready.wait(30)
 
     def browser(self) -> Browser:
         """Return a browser that is in."""
-        browser = Browser(self.port)
+        browser = Browser(self.port, self.base)
         assert browser.enter(self.server.new_address()).status == 200
         return browser
 
     def stranger(self) -> Browser:
-        return Browser(self.port)
+        return Browser(self.port, self.base)
 
     def close(self) -> None:
         self.shutdown.request()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from flamest.agent.labelling import connections
 from flamest.agent.labelling.access import WRONG_EVERY_S, WRONG_TOKENS, Access, Refused
 from flamest.agent.labelling.answers import MAX_BODY
 from flamest.agent.labelling.browser import RedirectFile
+
+from .conftest import Browser
 
 PATHS = (
     "/", "/static/label.js", "/api/state", "/api/events", "/api/near?label=x", "/api/video/x", "/api/proxy/x",
@@ -55,6 +58,34 @@ def test_nothing_is_answered_without_the_cookie(shared_page, path):
         assert answer.body.count(b"\n") <= 1
 
 
+@pytest.mark.parametrize("path", [*PATHS, "/enter?token=x"])
+@pytest.mark.parametrize("base", ["", "/x", "/" + "x" * 32, "//"])
+def test_nothing_is_answered_outside_of_the_runs_own_path(shared_page, path, base):
+    browser = shared_page.browser()
+    browser.base = base
+    assert browser.get(path).status == 403
+
+
+def test_paths_of_two_runs_differ_and_cannot_be_guessed(serve, videos):
+    first, second = serve(videos), serve(videos)
+    assert first.base != second.base
+    assert min(len(first.base), len(second.base)) > 30
+    browser = first.browser()
+    browser.base = first.base[:-1]
+    assert browser.get("/").status == 403
+
+
+def test_the_program_proves_itself_to_its_own_page_alone(serve, videos):
+    first, second = serve(videos), serve(videos)
+    stranger = Browser(first.port, "")
+    key = bytes.fromhex(first.browser().state()["proof_key"])
+    proof = stranger.get("/proof?nonce=abc").json["proof"]
+    assert proof == hmac.new(key, b"abc", "sha256").hexdigest()
+    assert proof != Browser(second.port, "").get("/proof?nonce=abc").json["proof"]
+    assert stranger.get("/proof?nonce=abc", Host="elsewhere.example").status == 403
+    assert stranger.get("/proof?nonce=abc", Sec_Fetch_Site="cross-site").status == 403
+
+
 @pytest.mark.parametrize("path", POSTS)
 def test_no_post_is_answered_without_the_cookie(shared_page, path):
     answer = shared_page.stranger().post(path, {"tab": "t", "changes": [], "on": True, "label": "a", "as": "b"})
@@ -81,12 +112,12 @@ def test_the_cookie_is_for_this_site_and_no_script(shared_page):
     browser = shared_page.stranger()
     cookie = browser.enter(shared_page.server.new_address()).headers["set-cookie"]
     assert cookie.startswith(f"flamest-label-{shared_page.port}=")
-    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {part.strip() for part in cookie.split(";")}
+    assert {"HttpOnly", "SameSite=strict", f"Path={shared_page.base}"} <= {part.strip() for part in cookie.split(";")}
 
 
 def test_a_head_request_does_not_use_an_address_up(shared_page):
     address = shared_page.server.new_address()
-    path = address.partition(str(shared_page.port))[2]
+    path = address.partition(shared_page.base)[2]
     assert shared_page.stranger().ask("HEAD", path).status == 405
     assert shared_page.stranger().enter(address).status == 200
 
@@ -124,7 +155,8 @@ def test_wrong_addresses_are_counted_over_time():
 )  # fmt: skip
 def test_a_name_that_another_site_gave_this_machine_is_refused(shared_page, host):
     browser = shared_page.browser()
-    head = f"GET /api/state HTTP/1.1\r\nHost: {host.format(port=shared_page.port)}\r\nCookie: {browser.cookie}\r\n"
+    host = host.format(port=shared_page.port)
+    head = f"GET {browser.base}/api/state HTTP/1.1\r\nHost: {host}\r\nCookie: {browser.cookie}\r\n"
     answer = raw(shared_page, f"{head}Connection: close\r\n\r\n".encode())
     assert answer.split()[1] in (b"403", b"400")
     assert b"a.mp4" not in answer
@@ -319,7 +351,7 @@ def test_a_body_that_does_not_arrive_is_given_up(serve, videos, monkeypatch):
     page = serve(videos)
     browser = page.browser()
     head = (
-        f"POST /api/undo HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nX-Flamest: label\r\n"
+        f"POST {browser.base}/api/undo HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nX-Flamest: label\r\n"
         f"Content-Type: application/json\r\nCookie: {browser.cookie}\r\nContent-Length: 100\r\n\r\n{{"
     )
     assert raw(page, head.encode(), wait_s=8).split()[1] == b"408"

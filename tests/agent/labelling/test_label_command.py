@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from .conftest import Browser
 
-ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/enter\?token=[\w-]+")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)(/[\w-]+)/enter\?token=[\w-]+")
 
 
 class Command:
@@ -50,7 +50,7 @@ class Command:
         address = self.address()
         match = ADDRESS.fullmatch(address)
         assert match is not None
-        browser = Browser(int(match[1]))
+        browser = Browser(int(match[1]), match[2])
         browser.enter(address)
         return browser
 
@@ -148,7 +148,8 @@ def test_a_browser_is_led_to_the_page_by_a_private_file(command, videos, tmp_pat
     assert mode == "600"
     assert "token" not in name
     assert address in Path(name.removeprefix("file://")).read_text()
-    browser = Browser(int(ADDRESS.fullmatch(address)[1]))
+    match = ADDRESS.fullmatch(address)
+    browser = Browser(int(match[1]), match[2])
     assert browser.enter(address).status == 200
     assert not Path(name.removeprefix("file://")).exists()
     assert running.end()[0] == 0

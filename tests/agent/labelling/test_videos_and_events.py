@@ -64,7 +64,7 @@ def test_a_reader_that_goes_leaves_no_file_open(serve, videos):
     page = serve(videos)
     browser = page.browser()
     video = browser.video("big.mp4")["id"]
-    request = f"GET /api/video/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
+    request = f"GET {browser.base}/api/video/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", page.port)) as connection:
             connection.sendall(request.encode())
@@ -84,7 +84,7 @@ class Listener:
     def __init__(self, browser):
         self.found = []
         self.socket = socket.create_connection(("127.0.0.1", browser.port), timeout=30)
-        head = f"GET /api/events HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
+        head = f"GET {browser.base}/api/events HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
         self.socket.sendall(head.encode())
         self.file = self.socket.makefile("rb")
         assert b"200" in self.file.readline()
@@ -177,7 +177,7 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_answer_only(serve, videos
     page = serve(videos)
     browser = page.browser()
     video = browser.video("big.mp4")["id"]
-    request = f"GET /api/video/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
+    request = f"GET {browser.base}/api/video/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", page.port), timeout=20) as connection:
         connection.sendall(request.encode())
         received = len(connection.recv(1000))
@@ -227,7 +227,7 @@ def test_a_piece_that_no_one_waits_for_is_given_up(serve, videos, monkeypatch):
     page = serve(videos)
     browser = page.browser()
     video = browser.video("c.avi")["id"]
-    request = f"GET /api/proxy/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
+    request = f"GET {browser.base}/api/proxy/{video} HTTP/1.1\r\nHost: localhost\r\nCookie: {browser.cookie}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", page.port), timeout=20) as connection:
         connection.sendall(request.encode())
         assert reading.wait(20)
