@@ -37,7 +37,7 @@ DaemonState = Literal[
 
 
 class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One snapshot. Counts and identifiers only: no file names, labels or captions."""
+    """One snapshot: counts and identifiers. A file's or label's name is at most in the reason of a failure."""
 
     doing: DaemonState = "starting"
     detail: str = ""  # for people: the reason, and what to do

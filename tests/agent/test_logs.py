@@ -90,6 +90,29 @@ def test_the_log_names_no_file_label_caption_or_value(silo):
     assert [canary for canary in canaries_of(silo) if canary in log] == []
 
 
+def test_log_and_status_name_nothing_of_a_labels_file(silo):
+    """Rows that are used, doubted and refused: words of the table are in none of them."""
+    rows = ["path,label,start_s,end_s,group,person,camera"]
+    for number in range(6):
+        label = "canary-label-fall" if number % 2 else "canary-label-run"
+        path = f"{label}/canary-clip-{number}.avi"
+        rows += [f"{path},{label},{start},{start + 0.2},,canary-person-{number},canary-cam" for start in (0, 0.1)]
+    rows += [
+        "canary-gone.avi,canary-label-run,,,,,",
+        "canary-label-run/canary-clip-0.avi,canary\u202elabel,0,0.3,,,",
+        "canary-label-run/canary-clip-0.avi,canary-unknown-label,0.05,0.3,canary-group,,",
+        "canary-label-run/canary-clip-0.avi,canary-label-run,canary-start,0.3,,,",
+        "canary-label-run/canary-clip-0.avi,canary-label-run,50,60,,,",
+    ]
+    (silo / "canary-videos" / "labels.csv").write_text("\n".join(rows) + "\n")
+    log = run_to_the_end(silo, "info")
+    assert log.count("event=update_sent") == 2
+    assert "event=clips_failed bad_name=1 bad_segment=1 missing=1 segment_outside=1" in log
+    assert "event=clip_notes" in log
+    assert "canary" not in log
+    assert "canary" not in (silo / "state" / "status.json").read_text()
+
+
 def test_a_failed_extraction_logs_its_code_and_nothing_else(silo):
     """The message names the folder, so it stays in the state folder; with --log-level debug it is logged."""
     shutil.rmtree(silo / "canary-videos")
