@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +24,11 @@ from .backend_options import (
     show_pipeline,
     show_placements,
 )
-from .own_settings import OwnStoreOption, own_paths, own_rules
+from .extract_options import ExtractOptions
+from .own_settings import OwnStoreOption
 
 if TYPE_CHECKING:
+    from ..extraction.clip_notes import ClipNote
     from ..extraction.report import ExtractReport
 
 
@@ -51,19 +54,24 @@ def extract(
     threads: ThreadsOption = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try clips again that failed in an earlier run.")] = False,
     clip_timeout: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--clip-timeout",
             min=1.0,
             max=86400.0,
-            help="Seconds that decoding one clip may take; with more than before, clips that timed out are tried "
-            "again.",
+            help="Seconds that decoding one clip may take, 120 by default; with more than before, clips that timed out "
+            "are tried again.",
         ),
-    ] = 120.0,
+    ] = None,
     max_clip_gb: Annotated[
-        float,
-        typer.Option("--max-clip-gb", min=0.001, max=10_000.0, help="Larger video files are reported, not read."),
-    ] = 16.0,
+        float | None,
+        typer.Option(
+            "--max-clip-gb",
+            min=0.001,
+            max=10_000.0,
+            help="Larger video files are reported, not read; 16 by default.",
+        ),
+    ] = None,
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
     require_backend: RequireOption = False,
@@ -82,74 +90,34 @@ def extract(
     be read is reported and skipped, and not tried again until --retry asks for it; if no clip is usable,
     the command exits with 65. Ctrl-C ends it within seconds, with exit code 130; nothing is lost.
 
-    Next to agent.toml no option is needed: bundle, videos, store, trusted keys, backends and devices are the daemon's.
+    Next to agent.toml no option is needed: bundle, videos, store, trusted keys, limits of a clip, cores, backends
+    and devices are the daemon's.
 
     The last lines show where each network ran, and with how many readers and clips at once; flamest-agent doctor
     shows what this machine can run, and what it lacks.
     """
-    import msgspec
-
     from ...base.process import Shutdown
     from ...base.progress import progress_bar
-    from ...runtime.backends.options import parse_backend_options
-    from ...runtime.bundle.packaged import resolve_bundle
-    from ...runtime.bundle.signature import read_trusted_keys
-    from ...runtime.devices import check_devices
-    from ...runtime.pipeline_options import PipelineOptions
-    from ...runtime.video.decoder import DecodeLimits
     from ..extraction.clip_notes import clip_notes
     from ..extraction.extract import clips_to_extract, extract_clips
-    from ..extraction.report import GB, ExtractRequest
 
-    limits = DecodeLimits(timeout_s=clip_timeout, largest_file=int(max_clip_gb * GB))
-    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
-    backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
-    pipeline, training_precision = PipelineOptions(readers, batch), None
-    if device is not None:
-        check_devices(device)
-    if bundle is None or videos is None or store is None:
-        place = AGENT.place(config, folder)
-        settings, paths = own_paths(place, bundle=bundle, videos=videos, store=store, say_so=not as_json)
-        bundle, videos, store = paths["bundle"], paths["videos"], paths["store"]
-        trusted, training_precision = (*trusted, *settings.trust()), settings.precision
-        if not (backend or require_backend or precision):
-            backend_options = settings.work.backend_options
-        device = settings.work.device if device is None else device
-        pipeline = settings.work.pipeline(readers=readers, batch=batch)
-    rules = own_rules(AGENT.place(config, folder), videos, say_so=not as_json)
-    request = ExtractRequest(
-        resolve_bundle(bundle),
-        videos,
-        store,
-        threads,
-        retry,
-        limits,
-        trusted,
-        backend_options,
-        training_precision,
-        pipeline,
-        device or "",
-        rules,
-    )
-    clips = clips_to_extract(videos, rules)
-    doubts = clip_notes(clips, rules)
+    options = ExtractOptions(
+        bundle, videos, store, threads, retry, clip_timeout, max_clip_gb, trusted_key, backend, require_backend,
+        precision, device, batch, readers,
+    )  # fmt: skip
+    request = options.request(AGENT.place(config, folder), say_so=not as_json)
+    clips = clips_to_extract(request.videos, request.rules)
+    notes = clip_notes(clips, request.rules)
     if not as_json:
-        for doubt in doubts:
-            say(f"warning: {doubt.text}")
-            if doubt.fix:
-                say(f"  fix: {doubt.fix}")
+        _show_notes(notes)
     shutdown = Shutdown.on_signals()
     with progress_bar("extracting", len(clips.clips), unit="clips") as progress:
         report = extract_clips(request, clips, on_clip=progress.advance, stop=lambda: shutdown.requested, notice=notice)
     if not as_json:
-        _show(report, store)
-        show_placements(report.placements, backend_options)
+        _show(report, request.store)
+        show_placements(report.placements, request.backend_options)
         show_pipeline(report.pipeline)
-    result = dict(msgspec.to_builtins(report))
-    result["clip_notes"] = [{"code": doubt.code, "count": doubt.count, "text": doubt.text} for doubt in doubts]
-    result["followed"] = result.pop("used_stored_precision")
-    del result["placements"]
-    result["backends"] = {placement.graph: placement.as_json() for placement in report.placements}
+    result = _result(report, notes)
     if report.stopped:
         end_with(_stopped(report, shutdown.signal), result, as_json=as_json)
     if report.nothing_usable:
@@ -228,6 +196,25 @@ def import_features(
         "fingerprint": fingerprint,
         "precision": imported.precision,
     }
+
+
+def _show_notes(notes: Sequence[ClipNote]) -> None:
+    for note in notes:
+        say(f"warning: {note.text}")
+        if note.fix:
+            say(f"  fix: {note.fix}")
+
+
+def _result(report: ExtractReport, notes: Sequence[ClipNote]) -> dict[str, Any]:
+    """Return the report for --json."""
+    import msgspec
+
+    result = dict(msgspec.to_builtins(report))
+    result["clip_notes"] = [{"code": note.code, "count": note.count, "text": note.text} for note in notes]
+    result["followed"] = result.pop("used_stored_precision")
+    del result["placements"]
+    result["backends"] = {placement.graph: placement.as_json() for placement in report.placements}
+    return result
 
 
 def _show(report: ExtractReport, store: Path) -> None:

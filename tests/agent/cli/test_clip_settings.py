@@ -1,10 +1,12 @@
 """[groups] and [labels] of agent.toml: what they may say, and where they apply."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flamest.agent.cli import AGENT
+from flamest.agent.cli.extract_options import ExtractOptions
 from flamest.agent.cli.main import app
 from flamest.agent.cli.model import _fix_of_unread
 from flamest.agent.cli.own_settings import own_rules
@@ -99,6 +101,24 @@ def test_a_broken_agent_toml_here_is_an_error(tmp_path, monkeypatch):
     for place in AGENT.place(None, None), AGENT.place(None, tmp_path):
         with pytest.raises(SettingsError, match=r"agent\.toml.*unknown key 'rul'"):
             own_rules(place, Path("videos"))
+
+
+def options(**given):
+    return ExtractOptions(**{field.name: given.get(field.name) for field in fields(ExtractOptions)})
+
+
+def test_extract_next_to_agent_toml_has_the_daemons_limits_and_cores(tmp_path, monkeypatch):
+    own = 'bundle = "b"\nvideos = "videos"\n' + MINIMAL + "[work]\nclip_timeout = 600\nmax_clip_gb = 2\nthreads = 3"
+    (tmp_path / "agent.toml").write_text(own)
+    monkeypatch.chdir(tmp_path)
+    here = AGENT.place(None, None)
+    request = options().request(here, say_so=False)
+    assert (request.limits.timeout_s, request.limits.largest_file, request.threads) == (600.0, 2_000_000_000, 3)
+    request = options(clip_timeout=5.0, threads=1).request(here, say_so=False)
+    assert (request.limits.timeout_s, request.limits.largest_file, request.threads) == (5.0, 2_000_000_000, 1)
+    named = {"bundle": Path("b"), "videos": Path("videos"), "store": Path("s.sqlite")}
+    request = options(**named).request(here, say_so=False)
+    assert (request.limits.timeout_s, request.limits.largest_file, request.threads) == (120.0, 16_000_000_000, None)
 
 
 def test_train_next_to_agent_toml_learns_the_runs_words(tmp_path, monkeypatch):
