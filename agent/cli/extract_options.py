@@ -81,7 +81,7 @@ class ExtractOptions:
         return limits if self.max_clip_gb is None else replace(limits, largest_file=int(self.max_clip_gb * GB))
 
     def _completed(self, request: ExtractRequest, settings: AgentSettings) -> ExtractRequest:
-        """Return the request with the daemon's trusted keys, and its backends, devices and cores unless they are given."""
+        """Return the request with the daemon's trusted keys, and its backends, devices and cores unless given."""
         work = settings.work
         named = self.backend or self.require_backend or self.precision
         return replace(
