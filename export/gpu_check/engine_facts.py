@@ -27,7 +27,7 @@ KEPT_COSINE = 0.9999
 
 @dataclass(frozen=True)
 class TrialSizes:
-    """How large the engines of a trial are and how often they run; a dry run's are small."""
+    """Size of a trial's engines and the number of runs; a dry run's are small."""
 
     rows: int = 16  # of a full caption step
     repeats: int = 50
