@@ -6,18 +6,15 @@ error. Frames are counted by decoding them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..keyframes import uniform_indices
-from .decoder_messages import FramePart
+from .decoded_frames import DecodedFrames, Survey
 from .frame_buffer import FrameBuffer
-from .frame_parts import read_parts
-from .preprocessing import FrameInput, Frames, Rgb
 from .video_file import USUAL_RATE, FrameShape, VideoFile, decoded_frames, promised_frames
 
 if TYPE_CHECKING:
@@ -26,47 +23,14 @@ if TYPE_CHECKING:
 LOST_SHARE = 0.1  # of the promised frames: more missing than this is worth a warning
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Result of one pass over a clip."""
-
-    frames: int
-    t_s: npt.NDArray[np.float64]  # [frames], seconds from the first, not decreasing
-    warnings: tuple[str, ...]
-
-
-class DecodedClip:
-    """A clip in an open file descriptor; decoded once, and a second time where frames were not kept."""
+class DecodedClip(DecodedFrames):
+    """A clip in an open file descriptor."""
 
     def __init__(self, fd: int, *, candidates: int, largest_frame: int, held_bytes: int) -> None:
+        super().__init__()
         self._file = VideoFile(fd, largest_frame)
-        self._shape: FrameShape | None = None  # of the first frame; all frames are scaled to it
-        self._held: dict[int, av.VideoFrame] = {}
-        self.decoded = 0  # frames, in all passes
         self.survey = self._survey(candidates, held_bytes)
         self.candidates = uniform_indices(self.survey.frames, candidates)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the frames, upright."""
-        assert self._shape is not None  # a clip without a frame is refused
-        return self._shape.upright
-
-    def rgb(self, numbers: Sequence[int]) -> Iterator[Rgb]:
-        """Candidates by number (not decreasing) as uint8 [H, W, 3], upright, all of the first frame's size."""
-        wanted = self.candidates[list(numbers)]
-        for index, frame in self._frames_at(set(wanted.tolist())):
-            rgb = (self._shape or FrameShape.of(frame)).rgb(frame)
-            for _ in range(int((wanted == index).sum())):
-                yield rgb
-
-    def candidate_frames(self, form: FrameInput) -> list[Frames]:
-        """The candidates in ``form``."""
-        return read_parts(self.rgb, [FramePart(tuple(range(len(self.candidates))), form)])[0]
-
-    def release_frames(self) -> None:
-        """Drop the kept frames; later requests decode the clip again."""
-        self._held = {}
 
     def _survey(self, candidates: int, held_bytes: int) -> Survey:
         container, stream = self._file.open()
@@ -90,10 +54,7 @@ class DecodedClip:
         self._held = buffer.frames
         return Survey(len(times), _seconds(times, rate), _warnings(len(times), promised, damaged))
 
-    def _frames_at(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        if wanted <= self._held.keys():
-            yield from ((index, self._held[index]) for index in sorted(wanted))
-            return
+    def _decoded_again(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         container, stream = self._file.open()
         with container:
             frames = (frame for frame in decoded_frames(container, stream) if frame is not None)

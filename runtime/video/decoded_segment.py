@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +10,12 @@ import numpy as np
 from ...base.errors import DataError
 from ..clip_records import Segment
 from ..keyframes import uniform_indices
-from .decoded_clip import Survey
-from .decoder_messages import FramePart, OpenClip
+from .decoded_frames import DecodedFrames, Survey
+from .decoder_messages import OpenClip
 from .frame_buffer import FrameBuffer
-from .frame_parts import read_parts
 from .frames_from_key import NotAsIndexed
 from .open_video import OpenVideo, Way
-from .preprocessing import FrameInput, FramePreparer, Frames, Rgb
+from .preprocessing import FrameInput, FramePreparer, Frames
 from .video_file import FrameShape
 
 if TYPE_CHECKING:
@@ -25,45 +24,25 @@ if TYPE_CHECKING:
 END_MARGIN_US = 1000  # a segment may end this much after the video without a warning: people's tools round
 
 
-class DecodedSegment:
-    """A segment of an open video; decoded once, and a second time where frames were not kept."""
+class DecodedSegment(DecodedFrames):
+    """A segment of an open video."""
 
     def __init__(self, video: OpenVideo, segment: Segment, request: OpenClip) -> None:
+        super().__init__()
         self._video = video
         self._segment = segment
         self._form = request.form
         self._way: Way
-        self._shape: FrameShape | None = None  # of the first frame; all frames are scaled to it
-        self._held: dict[int, av.VideoFrame] = {}
         self._small: dict[int, Frames] = {}  # likely candidates, prepared
-        self.decoded = 0  # frames, in all passes
         likely = uniform_indices(video.expected(segment), request.candidates)
         self.survey = self._decode(set(likely.tolist()), request.held_bytes)
         self.candidates = uniform_indices(self.survey.frames, request.candidates)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the frames, upright."""
-        assert self._shape is not None  # a segment without a frame is refused
-        return self._shape.upright
-
-    def rgb(self, numbers: Sequence[int]) -> Iterator[Rgb]:
-        """Candidates by number (not decreasing) as uint8 [H, W, 3], upright, all of the first frame's size."""
-        wanted = self.candidates[list(numbers)]
-        for index, frame in self._frames_at(set(wanted.tolist())):
-            rgb = (self._shape or FrameShape.of(frame)).rgb(frame)
-            for _ in range(int((wanted == index).sum())):
-                yield rgb
-
-    def release_frames(self) -> None:
-        """Drop the kept frames; later requests decode the segment again."""
-        self._held = {}
 
     def candidate_frames(self, form: FrameInput) -> list[Frames]:
         """The candidates in ``form``, as they were prepared while the segment was decoded."""
         if self._form == form and all(number in self._small for number in self.candidates.tolist()):
             return [self._small[number] for number in self.candidates.tolist()]
-        return read_parts(self.rgb, [FramePart(tuple(range(len(self.candidates))), form)])[0]
+        return super().candidate_frames(form)
 
     def _decode(self, likely: set[int], held_bytes: int) -> Survey:
         """Take the first way that gives what the index promises."""
@@ -111,10 +90,7 @@ class DecodedSegment:
             warnings.append(f"damaged frames or packets: {damaged}")
         return tuple(warnings)
 
-    def _frames_at(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        if wanted <= self._held.keys():
-            yield from ((index, self._held[index]) for index in sorted(wanted))
-            return
+    def _decoded_again(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         try:
             for index, picture in enumerate(self._way()):
                 if index in wanted:
