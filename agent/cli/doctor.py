@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,11 @@ from ...base.findings import Finding, show_findings
 from ...base.options import JsonOption
 from . import AGENT, SETTINGS_FILE, ConfigOption, DirOption
 from .backend_options import BackendOption, DoctorPrecisionOption, RequireOption
+
+if TYPE_CHECKING:
+    from ...runtime.backends.machine import MachineFacts
+    from ...runtime.backends.options import BackendOptions
+    from ...runtime.backends.ranking import Candidate
 
 # Packages that extraction, training and the daemon import, by the name of the distribution.
 PACKAGES = ("apsw", "av", "grpcio", "onnx", "onnxruntime", "pillow", "scikit-learn", "tokenizers")
@@ -51,14 +56,7 @@ def doctor(
 
     from ...runtime.backends.machine import gather_facts
     from ...runtime.backends.options import parse_backend_options
-    from ...runtime.backends.report import (
-        candidate_lines,
-        candidate_rows,
-        machine_lines,
-        machine_row,
-        placement_lines,
-        rank_graphs,
-    )
+    from ...runtime.backends.report import candidate_rows, machine_row, rank_graphs
     from ...runtime.bundle.manifest_reading import read_manifest
     from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.video.decoder_start import decoder_problem
@@ -76,20 +74,8 @@ def doctor(
     decoder = decoder_problem()
     findings = _silo_findings(config, folder)
     if not as_json:
-        for line in (
-            *placement_lines(candidates, backend_options),
-            "",
-            *machine_lines(facts),
-            "",
-            *candidate_lines(candidates),
-        ):
-            say(line)
-        for package in packages:
-            if not package.version:
-                print(f"missing {package.name}\n    fix: {package.fix}")
-        if decoder:
-            say(decoder)
-            say("    fix: pip install --force-reinstall --no-deps av, or what the line above asks for")
+        _show_backends(facts, candidates, backend_options)
+        _show_missing(packages, decoder)
         _show_silo(findings)
     return {
         "machine": machine_row(facts),
@@ -114,6 +100,26 @@ def _silo_findings(config: Path | None, folder: Path | None) -> list[Finding]:
     return [
         replace(found, fix=place.hint(found.fix), detail=place.hint(found.detail)) for found in examine_silo(place.path)
     ]
+
+
+def _show_backends(
+    facts: MachineFacts, candidates: Mapping[str, tuple[Candidate, ...]], options: BackendOptions
+) -> None:
+    from ...runtime.backends.report import candidate_lines, machine_lines, placement_lines
+
+    placements = placement_lines(candidates, options)
+    for line in (*placements, "", *machine_lines(facts), "", *candidate_lines(candidates)):
+        say(line)
+
+
+def _show_missing(packages: Sequence[Package], decoder: str) -> None:
+    """Print packages that are not installed, and why the decoder does not run."""
+    for package in packages:
+        if not package.version:
+            print(f"missing {package.name}\n    fix: {package.fix}")
+    if decoder:
+        say(decoder)
+        say("    fix: pip install --force-reinstall --no-deps av, or what the line above asks for")
 
 
 def _show_silo(findings: Sequence[Finding]) -> None:

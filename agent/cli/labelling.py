@@ -10,7 +10,7 @@ import typer
 from ...base.console import command, counted, say
 from ...base.options import JsonOption, TrustedKeyOption
 from . import AGENT, SETTINGS_FILE, ConfigOption, DirOption
-from .own_settings import own_settings
+from .own_settings import BundleOption, ModelOption, own_settings
 
 if TYPE_CHECKING:
     from ..labelling.suggestion_work import SuggestionRequest
@@ -23,18 +23,8 @@ def label(
     videos: Annotated[
         Path | None, typer.Option("--videos", help="Folder of the videos to label; by default agent.toml's.")
     ] = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", help="The bundle to suggest labels with, next to --model; by default agent.toml's."),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            metavar="FILE",
-            help="MODEL.safetensors to suggest labels with; by default the one that this silo's daemon uses, if any.",
-        ),
-    ] = None,
+    bundle: BundleOption = None,
+    model: ModelOption = None,
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port of the page's address; 0 takes a free one.")
     ] = 0,

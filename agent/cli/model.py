@@ -13,9 +13,10 @@ from ...base.console import command, end_with, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
 from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, notice, show_placements
-from .own_settings import OwnStoreOption, own_aliases, own_paths, own_settings
+from .own_settings import BundleOption, ModelOption, OwnStoreOption, own_aliases, own_paths, own_settings
 
 if TYPE_CHECKING:
+    from ...base.errors import DataError
     from ...base.place import Place
     from ...runtime.bundle.signature import TrustedKeys
     from ..named_videos import NamedVideo
@@ -101,18 +102,8 @@ def predict(
     segments: Annotated[
         bool, typer.Option("--segments", help="Of folders the clips that their labels.csv lists, not all files.")
     ] = False,
-    bundle: Annotated[
-        Path | None,
-        typer.Option("--bundle", help="The bundle whose features the model was trained on; by default agent.toml's."),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            metavar="FILE",
-            help="MODEL.safetensors from train or the coordinator; by default the one that this silo's daemon uses.",
-        ),
-    ] = None,
+    bundle: BundleOption = None,
+    model: ModelOption = None,
     config: ConfigOption = None,
     folder: DirOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
@@ -130,7 +121,6 @@ def predict(
     segments and whole files. clip.mp4#t=12.5,17 is the part of clip.mp4 from 12.5 s until 17 s. A video that cannot be
     read is shown with the reason and the others follow; exit code 65 when none could be read.
     """
-    from ...base.errors import DataError, UsageError
     from ...runtime.backends.opening import GraphPlacement, OpeningOptions
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.packaged import resolve_bundle
@@ -138,11 +128,8 @@ def predict(
     from ..named_videos import find_videos
     from ..predict import Prediction, predict_videos
 
-    if segments and not any(path.is_dir() for path in videos):
-        raise UsageError(
-            "--segments: none of these is a folder, expected one with a labels.csv",
-            fix="give the folder, or name the segment: VIDEO#t=12.5,17",
-        )
+    if segments:
+        _require_folder(videos)
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = OpeningOptions(backend_options, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
@@ -164,24 +151,36 @@ def predict(
             for line in _prediction_lines(prediction):
                 say(line)
     unread = sum("reason" in entry for entry in predictions)
-    result = {
-        "predictions": predictions,
-        "backends": {placement.graph: placement.as_json() for placement in placements},
-        "unread": unread,
-    }
-    if not as_json:
-        if unread < len(predictions):
-            show_placements(placements, backend_options)
-        if unread and len(predictions) > 1:
-            say(f"{len(predictions) - unread} of {len(predictions)} videos read, {unread} could not be")
+    if not as_json and unread < len(predictions):
+        show_placements(placements, backend_options)
+    if not as_json and unread and len(predictions) > 1:
+        say(f"{len(predictions) - unread} of {len(predictions)} videos read, {unread} could not be")
+    backends = {placement.graph: placement.as_json() for placement in placements}
+    result = {"predictions": predictions, "backends": backends, "unread": unread}
     if unread == len(predictions):
-        problem = DataError(
-            "the video could not be read" if unread == 1 else f"none of the {unread} videos could be read",
-            fix=_fix_of_unread(found),
-            code="all_clips_failed",
-        )
-        end_with(problem, result, as_json=as_json)
+        end_with(_nothing_read(unread, found), result, as_json=as_json)
     return result
+
+
+def _require_folder(videos: Sequence[Path]) -> None:
+    """Raise UsageError where ``--segments`` has no folder to be about."""
+    from ...base.errors import UsageError
+
+    if not any(path.is_dir() for path in videos):
+        raise UsageError(
+            "--segments: none of these is a folder, expected one with a labels.csv",
+            fix="give the folder, or name the segment: VIDEO#t=12.5,17",
+        )
+
+
+def _nothing_read(unread: int, found: Sequence[NamedVideo]) -> DataError:
+    from ...base.errors import DataError
+
+    return DataError(
+        "the video could not be read" if unread == 1 else f"none of the {unread} videos could be read",
+        fix=_fix_of_unread(found),
+        code="all_clips_failed",
+    )
 
 
 def _fix_of_unread(found: Sequence[NamedVideo]) -> str:

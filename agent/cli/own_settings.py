@@ -19,6 +19,18 @@ OwnStoreOption = Annotated[
     Path | None,
     typer.Option("--store", help="The feature store, one file, which extract fills; by default agent.toml's."),
 ]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", help="The bundle whose features the model was trained on; by default agent.toml's."),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        metavar="FILE",
+        help="MODEL.safetensors from train or the coordinator; by default the one that this silo's daemon uses.",
+    ),
+]
 
 
 def own_settings(place: Place, *missing: str) -> AgentSettings:

@@ -19,7 +19,7 @@ from ...export.networks.preprocessing import CLIP_MEAN, CLIP_STD
 from ...export.networks.small import SMALL_FORMS, weights_file
 from .checkpoints import run_key
 from .clip_towers import ClipTowers, Fusion, build_video_text, load_towers
-from .clips import Bytes, ClipShape, DecodedClips, Rows, decode_clips, split_clips
+from .clips import Bytes, ClipShape, ClipSplit, DecodedClips, Rows, decode_clips, split_clips
 from .losses import PROMPTS, TARGET_SHARPNESS, class_scores, class_sentences, contrastive_loss
 from .networks import Scale, as_input, count_parameters
 from .result import BaselineResult, Device, best_and_last, settings_record, torch_on, training_machine, write_result
@@ -97,34 +97,10 @@ def run_actionclip(request: ActionClipRequest, progress: Progress) -> BaselineRe
     with torch_on(request.device, request.threads) as device:
         progress.describe("decoding the clips")
         decoded = decode_clips(split, settings.shape, progress)
-        key = run_key(
-            what="actionclip",
-            clips=split.digest,
-            settings=settings,
-            clip=f"{source}: {towers.origin}",
-            weights=_weights_digest(towers),
-            scale=request.scale,
-            seed=request.seed,
-            threads=request.threads,
-            device=request.device,
-        )
         fine_tuning = _FineTuning(request, towers, decoded, device)
         progress.describe("fine-tuning CLIP")
         before_training = fine_tuning.test()
-        history = train(
-            TrainJob(
-                net=fine_tuning.net,
-                step=fine_tuning.step,
-                test=fine_tuning.test,
-                fit=settings.fit,
-                clips=decoded.clips,
-                rows=decoded.train,
-                seed=(request.seed, 0),
-                file=request.out / "checkpoints" / f"actionclip-{key}" / "clip.safetensors",
-                before_epoch=fine_tuning.encode_classes,
-            ),
-            progress,
-        )
+        history = train(fine_tuning.job(request, _run_key(request, split, source, towers)), progress)
         started = time.monotonic()
         fine_tuning.test()
         seconds_test = time.monotonic() - started
@@ -155,6 +131,21 @@ def run_actionclip(request: ActionClipRequest, progress: Progress) -> BaselineRe
     )
     write_result(result, request.out)
     return result
+
+
+def _run_key(request: ActionClipRequest, split: ClipSplit, source: str, towers: ClipTowers) -> str:
+    """Key of everything that a checkpoint follows from."""
+    return run_key(
+        what="actionclip",
+        clips=split.digest,
+        settings=request.settings,
+        clip=f"{source}: {towers.origin}",
+        weights=_weights_digest(towers),
+        scale=request.scale,
+        seed=request.seed,
+        threads=request.threads,
+        device=request.device,
+    )
 
 
 def _source(request: ActionClipRequest) -> str:
@@ -191,6 +182,20 @@ class _FineTuning:
                 fix="rename their folders, or the labels in labels.csv",
             )
         self._classes: Tensor | None = None
+
+    def job(self, request: ActionClipRequest, key: str) -> TrainJob:
+        """Return the training of this network, with its checkpoint under ``key``."""
+        return TrainJob(
+            net=self.net,
+            step=self.step,
+            test=self.test,
+            fit=self.settings.fit,
+            clips=self.decoded.clips,
+            rows=self.decoded.train,
+            seed=(request.seed, 0),
+            file=request.out / "checkpoints" / f"actionclip-{key}" / "clip.safetensors",
+            before_epoch=self.encode_classes,
+        )
 
     def encode_classes(self) -> None:
         """Encode every class in every prompt with the current text tower."""
