@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...base.errors import MissingExtra
+from ...base.errors import DataError, MissingExtra
 from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from ...runtime.clip_records import Segment
 from ...runtime.keyframes import uniform_indices
@@ -46,7 +46,8 @@ def frames_at(
     """The frames shown at ``times_s``, in time order, each a JPEG ``height`` pixels high.
 
     ``times_s``: seconds from the clip's first frame; of ``segment`` where the clip is one. Each frame is decoded as a
-    segment of its own, so at most one group of pictures is decoded for it.
+    segment of its own, so at most one group of pictures is decoded for it. A time at which no frame is found has no
+    picture: of some files times are known nearly.
     Raises DataError when the clip cannot be read, MissingExtra without PyAV or Pillow.
     """
     with VideoDecoder(ONE_FRAME) as decoder:
@@ -57,10 +58,23 @@ def frames_at(
         first_us = int(shown_us[first])
         pictures = []
         for time_s in sorted(times_s):
-            nearest = int(shown_us[np.abs(shown_us - (first_us + time_s * 1e6)).argmin()])
-            candidates = decoder.candidates(video, Segment(nearest, nearest + 1))
+            nearest = int(np.abs(shown_us - (first_us + time_s * 1e6)).argmin())
+            try:
+                candidates = decoder.candidates(video, _around(shown_us, nearest))
+            except DataError as error:
+                if error.code in ("segment_empty", "segment_outside"):
+                    continue
+                raise
             pictures.append(_jpeg(decoder.keyframes(candidates, np.zeros(1, np.int64)).rgb[0], height))
     return tuple(pictures)
+
+
+def _around(shown_us: npt.NDArray[np.int64], number: int) -> Segment:
+    """The time that is nearer to frame ``number`` than to the others; ``shown_us``: of all frames, increasing."""
+    time_us = int(shown_us[number])
+    before = int(shown_us[number - 1]) if number else time_us
+    after = int(shown_us[number + 1]) if number + 1 < len(shown_us) else 2 * time_us - before
+    return Segment((before + time_us) // 2, max((time_us + after) // 2, time_us + 1))
 
 
 def _jpeg(frame: npt.NDArray[np.uint8], height: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ from flamest.base.errors import DataError
 from flamest.experiments.report.video_frames import frames_at, keyframe_strip
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.clip_records import Segment
+from flamest.runtime.video.decoder import VideoDecoder
 from PIL import Image
 
 GREY = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -20,11 +22,16 @@ RULE = KeyframeRule(count=8, candidates=16, preprocessing=GREY, feature_width=4,
 
 def write_video(path: Path, frames: int) -> Path:
     """Frames that brighten from black to white, 96 x 64 pixels."""
+    pictures = [np.full((64, 96, 3), level, dtype=np.uint8) for level in np.linspace(0, 255, frames)]
+    return encode(path, pictures, "mpeg4", 10)
+
+
+def encode(path: Path, pictures: list[np.ndarray], codec: str, rate: int | Fraction, **options: str) -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for level in np.linspace(0, 255, frames):
-            picture = np.full((64, 96, 3), level, dtype=np.uint8)
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.pix_fmt = "yuv420p"
+        stream.height, stream.width = pictures[0].shape[:2]
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
@@ -66,6 +73,20 @@ def test_pictures_are_of_the_frames_at_the_times(tmp_path: Path, kind: str) -> N
     assert np.allclose(found, [0, 12 * 255 / 29, 255], atol=3)
     inside = levels_at(video, [0.0, 0.5], Segment.of_seconds(1.45, 2.6))  # its first frame is shown at 1.5 s
     assert np.allclose(inside, [15 * 255 / 29, 20 * 255 / 29], atol=3)
+
+
+def test_pictures_are_taken_where_the_container_knows_times_nearly(tmp_path: Path) -> None:
+    """A program stream has no time for each of several small frames: they are taken from the rate."""
+    pictures = [np.full((48, 64, 3), 4 * number, dtype=np.uint8) for number in range(60)]
+    for number, picture in enumerate(pictures):
+        picture[:, number] = 255
+    video = encode(tmp_path / "x.mpg", pictures, "mpeg2video", Fraction(30000, 1001), bf="2")
+    with VideoDecoder(None) as decoder:
+        assert not decoder.frame_times(video).exact
+    found = levels_at(video, [number * 1.001 / 30 for number in range(60)])
+    assert len(found) >= 55
+    assert found == sorted(found)
+    assert (found[0] < 20, found[-1] > 220) == (True, True)
 
 
 def test_the_strip_of_a_segment_stays_inside_it(tmp_path: Path) -> None:
