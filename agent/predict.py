@@ -18,15 +18,9 @@ from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.clip_records import Clip, Segment, clip_identity
 from ..runtime.extractor import open_extractor
 from ..runtime.video.decoder import DecodeLimits
+from .answers import UNKNOWN, Answers, LabelProbability
 from .extraction.contents import content_hash
 from .named_videos import NamedVideo
-from .training.trainer import HeadTrainer, log_softmax
-
-
-@dataclass(frozen=True)
-class LabelProbability:
-    label: str
-    probability: float  # softmax, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,12 @@ class Prediction:
     reason: str = ""
     segment: Segment | None = None  # None: the whole file
     warnings: tuple[str, ...] = ()  # problems of a video that could be read
+    known: bool = True  # False: no label is likely enough
+
+    @property
+    def answer(self) -> str:
+        """The most probable label, or ``unknown`` where none is likely enough; empty for a video that was not read."""
+        return self.label if self.known else UNKNOWN
 
     @property
     def label(self) -> str:
@@ -57,15 +57,16 @@ def predict_videos(
     videos: Sequence[Path | NamedVideo],
     *,
     top: int = 5,
+    threshold: float = 0.0,
     opening: OpeningOptions | None = None,
     trusted: TrustedKeys = (),
     on_open: Callable[[Sequence[GraphPlacement]], None] = lambda _: None,
 ) -> Iterator[Prediction]:
     """Yield one Prediction per video, in order; a broken one yields its reason, and the others are not affected.
 
-    ``opening`` chooses where the networks run, ``on_open`` is called once with where they do. Raises DataError when
-    the model was trained on another bundle's features, or none of the ``trusted`` keys, where some are
-    given, has signed the bundle.
+    ``threshold``: the answer is unknown where no label's probability reaches it. ``opening`` chooses where the
+    networks run, ``on_open`` is called once with where they do. Raises DataError when the model was trained on another
+    bundle's features, or none of the ``trusted`` keys, where some are given, has signed the bundle.
     """
     opening = opening or OpeningOptions()
     named = [video if isinstance(video, NamedVideo) else NamedVideo(video) for video in videos]
@@ -75,7 +76,7 @@ def predict_videos(
         opening.notice(choice.line)
         opening = replace(opening, backend_options=choice.backend_options)
     read = model if isinstance(model, ModelFile) else read_model(model)
-    trainer = HeadTrainer(read.head, threads=opening.threads)
+    answers = Answers(read, top=top, threshold=threshold, threads=opening.threads)
     with open_extractor(bundle, opening=opening, trusted=trusted) as extractor:
         on_open(tuple(extractor.placements.values()))
         if read.fingerprint != extractor.manifest.fingerprint:
@@ -93,8 +94,15 @@ def predict_videos(
                 yield Prediction(video.path, reason=f"{error.code}: {error.message}", segment=video.segment)
                 continue
             x = np.concatenate([features.vlm, features.cnn])[None]
-            labels = _top_labels(trainer, read, x, top)
-            yield Prediction(video.path, labels, features.caption.text, "", video.segment, features.warnings)
+            [probability] = answers.probabilities(x)
+            yield Prediction(
+                video.path,
+                answers.labels(probability),
+                features.caption.text,
+                segment=video.segment,
+                warnings=features.warnings,
+                known=answers.is_known(probability),
+            )
 
 
 class _HashedFiles:
@@ -124,9 +132,3 @@ def _readable(videos: Sequence[NamedVideo]) -> Iterator[Clip]:
     for video in videos:
         with suppress(DataError):  # reported when its turn comes
             yield files.clip(video)
-
-
-def _top_labels(trainer: HeadTrainer, model: ModelFile, x: np.ndarray, top: int) -> tuple[LabelProbability, ...]:
-    probability = np.exp(log_softmax(trainer.logits(model.params, x)))[0]
-    best = np.argsort(-probability, kind="stable")[:top]
-    return tuple(LabelProbability(model.labels[index], float(probability[index])) for index in best)

@@ -142,6 +142,7 @@ def predict(
     model: Model | Run | PathLike,
     bundle: Bundle | PathLike,
     top: int = 5,
+    threshold: float = 0.0,
     segments: bool = False,
     progress: bool = True,
 ) -> list[Prediction]:
@@ -152,13 +153,15 @@ def predict(
         model: A model, the run that made it, or its file.
         bundle: The bundle whose embeddings it was trained on.
         top: How many labels to give for each video.
+        threshold: The answer is ``unknown`` where no label's probability reaches it, 0 to 1; with 0 never.
         segments: Of folders take the clips that their ``labels.csv`` lists, not all files.
         progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
 
     Returns:
         A ``Prediction`` for each video, in order, then for what cannot be used of the folders: ``video``, ``segment``
-        (of a part, with ``start_s`` and ``end_s``), ``label`` (the most probable one), ``labels`` (each with ``label``
-        and ``probability``), ``caption``, and ``reason`` where it could not be read or there is no such file.
+        (of a part, with ``start_s`` and ``end_s``), ``label`` (the most probable one), ``answer`` (the same, or
+        ``unknown``; then ``known`` is False), ``labels`` (each with ``label`` and ``probability``), ``caption``, and
+        ``reason`` where it could not be read or there is no such file.
 
     Raises:
         UsageError: An argument is of another type.
@@ -170,7 +173,7 @@ def predict(
     files, unusable = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos, segments)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(path_of("bundle", bundle, like="bundle='miniworld'"))
     used = _model(model)
-    found = predict_videos(opened.path, used.file(), files, top=top)
+    found = predict_videos(opened.path, used.file(), files, top=top, threshold=threshold)
     if not progress:
         return [*found, *unusable]
     predictions = []

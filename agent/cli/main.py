@@ -10,7 +10,8 @@ from .egress import egress
 from .extraction import extract, features, import_features
 from .labelling import label
 from .labels_files import export_labels, import_labels
-from .model import predict, train
+from .model import train
+from .prediction import predict
 
 app = App(
     "flamest-agent",

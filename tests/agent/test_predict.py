@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flamest.agent.answers import LabelProbability
 from flamest.agent.cli.main import app
-from flamest.agent.cli.model import _prediction_lines
+from flamest.agent.cli.prediction_output import csv_header, csv_lines, prediction_lines
 from flamest.agent.extraction.extract import extract_folder
 from flamest.agent.extraction.report import ExtractRequest
 from flamest.agent.extraction.store import FeatureStore
 from flamest.agent.named_videos import find_videos
-from flamest.agent.predict import LabelProbability, Prediction, predict_videos
+from flamest.agent.predict import Prediction, predict_videos
 from flamest.agent.training.trainer import HeadTrainer, log_softmax
 from flamest.base.errors import DataError
 from flamest.experiments.miniworld.videos import render_dataset
@@ -188,7 +191,7 @@ def test_a_folders_listed_clips_are_predicted_on_request(ward, tmp_path):
 def test_people_see_a_segments_times_after_its_file():
     part = Prediction(Path("a.mp4"), (LabelProbability("wave", 0.5),), segment=Segment.of_seconds(1, 2.5))
     assert part.name == "a.mp4#t=1,2.5"
-    assert _prediction_lines(part)[0] == part.name
+    assert prediction_lines(part)[0] == part.name
 
 
 @pytest.mark.parametrize("times", ["", "1", "1,", "2,1", "1,1", "1,2,3", "a,b", "-1,2", "nan,2", "0:01,0:02", "0,inf"])
@@ -196,3 +199,38 @@ def test_times_that_no_segment_has_are_reported_and_the_others_read(tmp_path, ti
     videos, problems = find_videos([tmp_path / f"long.mp4#t={times}", tmp_path / "short.mp4"])
     assert [video.path.name for video in videos] == ["short.mp4"]
     assert problems[0].reason.startswith("bad_segment: there is no file of this name, and ")
+
+
+# --- unknown, and tables ---
+
+
+def test_below_the_threshold_the_answer_is_unknown_with_its_labels(ward):
+    for threshold, answer in (("0", None), ("1", "unknown")):
+        _, found = ward.predicted(ward.folder / "short.mp4", "--threshold", threshold, "--top", "2")
+        one = found["short.mp4", None, None]
+        assert len(one["labels"]) == 2
+        assert one["answer"] == (answer or one["labels"][0]["label"])
+        assert one["unknown"] is (answer is not None)
+
+
+def test_a_table_has_a_row_for_every_video(ward):
+    (ward.folder.parent / "no, video.mp4").write_text("not a video")
+    given = [f"{ward.folder}/long.mp4#t=2,4", ward.folder / "short.mp4", ward.folder.parent / "no, video.mp4"]
+    words = ["predict", *map(str, given), "--bundle", str(ward.bundle), "--model", str(ward.model), "--csv"]
+    done = CliRunner().invoke(app, [*words, "--top", "4", "--threshold", "1"])
+    first, second, third = csv.DictReader(io.StringIO(done.stdout))
+    assert (first["start_s"], first["end_s"], first["answer"]) == ("2.0", "4.0", "unknown")
+    assert {second["label_1"], second["label_2"], second["label_3"]} == {"run", "jump", "wave"}
+    assert second["label_4"] == ""
+    assert float(second["probability_1"]) >= float(second["probability_2"])
+    assert third["video"].endswith("no, video.mp4")
+    assert third["reason"].startswith("video_not_video: ")
+    assert CliRunner().invoke(app, [*words, "--json"]).exit_code == 2
+
+
+def test_names_of_files_cannot_add_rows_to_a_table():
+    hostile = Prediction(Path('a\n"b",=1\x1b.mp4'), (LabelProbability("x,y", 0.5),), warnings=("a\rb",))
+    [line] = csv_lines(hostile, 1)
+    assert line.isprintable()
+    [cells] = csv.reader([line])
+    assert len(cells) == len(csv_header(1).split(","))

@@ -5,9 +5,10 @@ from pathlib import Path
 import grpc
 import pytest
 from flamest.agent import predict as prediction
+from flamest.agent.answers import LabelProbability
 from flamest.agent.cli.main import app
 from flamest.agent.client_errors import permanent_error
-from flamest.agent.predict import LabelProbability, Prediction
+from flamest.agent.predict import Prediction
 from flamest.agent.status import LOCK_FILE, AgentStatus, write_status
 from flamest.base.files import FileLock
 from typer.testing import CliRunner

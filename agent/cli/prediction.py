@@ -1,0 +1,169 @@
+"""The command ``predict``: labels for new videos."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...base.console import command, end_with, say
+from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
+from . import AGENT, ConfigOption, DirOption
+from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, notice, show_placements
+from .own_settings import BundleOption, ModelOption, own_settings
+from .prediction_output import csv_header, csv_lines, prediction_entry, prediction_lines
+
+if TYPE_CHECKING:
+    from ...base.errors import DataError
+    from ...base.place import Place
+    from ...runtime.bundle.signature import TrustedKeys
+    from ..named_videos import NamedVideo
+    from ..predict import Prediction
+
+
+@command
+@AGENT.errors_name_the_place
+def predict(
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Video files, segments of them as VIDEO#t=START,END in seconds, and folders.", metavar="VIDEO…"
+        ),
+    ],
+    segments: Annotated[
+        bool, typer.Option("--segments", help="Of folders the clips that their labels.csv lists, not all files.")
+    ] = False,
+    bundle: BundleOption = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    folder: DirOption = None,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many labels to show.")] = 5,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            "--threshold",
+            min=0.0,
+            max=1.0,
+            metavar="P",
+            help="Answer unknown where no label's probability, 0 to 1, reaches it; with 0 never.",
+        ),
+    ] = 0.0,
+    threads: ThreadsOption = None,
+    trusted_key: TrustedKeyOption = None,
+    backend: BackendOption = None,
+    require_backend: RequireOption = False,
+    precision: PredictPrecisionOption = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print a table instead of text: one row for each video, with a header.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Name the action in new videos: the likeliest labels and the caption of a keyframe.
+
+    Next to agent.toml no option is needed: after a run, bundle and model are the daemon's.
+    Folders are searched for video files, also those inside; with --segments the clips of their labels.csv are taken,
+    segments and whole files. clip.mp4#t=12.5,17 is the part of clip.mp4 from 12.5 s until 17 s. A video that cannot be
+    read is shown with the reason and the others follow; exit code 65 when none could be read.
+    With --threshold P the answer is unknown where the model is not sure enough; the likeliest labels are shown all
+    the same.
+    """
+    from ...base.errors import UsageError
+    from ...runtime.backends.opening import GraphPlacement, OpeningOptions
+    from ...runtime.backends.options import parse_backend_options
+    from ...runtime.bundle.packaged import resolve_bundle
+    from ...runtime.bundle.signature import read_trusted_keys
+    from ..named_videos import find_videos
+    from ..predict import Prediction, predict_videos
+
+    if as_csv and as_json:
+        raise UsageError("--csv and --json: expected one of them", fix="leave one out")
+    if segments:
+        _require_folder(videos)
+    backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
+    opening = OpeningOptions(backend_options, threads, notice=notice)
+    trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    if bundle is None or model is None:
+        bundle, model, own = _of_settings(AGENT.place(config, folder), bundle, model)
+        trusted = (*trusted, *own)
+    placements: list[GraphPlacement] = []
+    found, unusable = find_videos(videos, segments=segments)
+    problems = [Prediction(each.path, reason=each.reason) for each in unusable]
+    predicted: Iterator[Prediction] = iter(())
+    if found:  # otherwise there is nothing to open the networks for
+        predicted = predict_videos(
+            resolve_bundle(bundle),
+            model,
+            found,
+            top=top,
+            threshold=threshold,
+            opening=opening,
+            trusted=trusted,
+            on_open=placements.extend,
+        )
+    predictions = []
+    if as_csv:
+        print(csv_header(top))
+    for prediction in itertools.chain(predicted, problems):
+        predictions.append(prediction_entry(prediction))
+        for line in csv_lines(prediction, top) if as_csv else () if as_json else prediction_lines(prediction):
+            say(line)
+    unread = sum("reason" in entry for entry in predictions)
+    as_text = not (as_json or as_csv)
+    if as_text and unread < len(predictions):
+        show_placements(placements, backend_options)
+    if as_text and unread and len(predictions) > 1:
+        say(f"{len(predictions) - unread} of {len(predictions)} videos read, {unread} could not be")
+    backends = {placement.graph: placement.as_json() for placement in placements}
+    result = {"predictions": predictions, "backends": backends, "unread": unread}
+    if unread == len(predictions):
+        end_with(_nothing_read(unread, found), result, as_json=as_json)
+    return result
+
+
+def _require_folder(videos: Sequence[Path]) -> None:
+    """Raise UsageError where ``--segments`` has no folder to be about."""
+    from ...base.errors import UsageError
+
+    if not any(path.is_dir() for path in videos):
+        raise UsageError(
+            "--segments: none of these is a folder, expected one with a labels.csv",
+            fix="give the folder, or name the segment: VIDEO#t=12.5,17",
+        )
+
+
+def _nothing_read(unread: int, found: Sequence[NamedVideo]) -> DataError:
+    from ...base.errors import DataError
+
+    return DataError(
+        "the video could not be read" if unread == 1 else f"none of the {unread} videos could be read",
+        fix=_fix_of_unread(found),
+        code="all_clips_failed",
+    )
+
+
+def _fix_of_unread(found: Sequence[NamedVideo]) -> str:
+    if any(video.path.exists() for video in found):
+        return "the reasons are above; flamest-agent doctor shows if this machine can decode video"
+    return "check the path: there is no such file" if found else "give video files, or folders that hold some"
+
+
+def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple[Path, Path, TrustedKeys]:
+    """Return bundle, model and trusted keys, those that were not given from the silo's settings."""
+    from ...base.errors import DataError, SettingsError
+    from ..end_of_run import FINAL_MODEL
+
+    options = (("--bundle DIR", bundle), ("--model MODEL.safetensors", model))
+    settings = own_settings(place, *(option for option, given in options if given is None))
+    bundle = bundle or settings.bundle
+    if bundle is None:
+        raise SettingsError(f"{place.path} names no bundle", fix="set bundle in it, or give --bundle DIR")
+    if model is None and not (settings.state / FINAL_MODEL).exists():
+        raise DataError(
+            f"this silo has no model of a run yet: {settings.state / FINAL_MODEL} is not there",
+            fix="wait for the end of the run (flamest-agent status), or give --model MODEL.safetensors",
+            code="no_model",
+        )
+    return bundle, model or settings.state / FINAL_MODEL, settings.trust()
