@@ -7,6 +7,7 @@ from .clips import clips
 from .daemon import keygen, run, status
 from .doctor import doctor
 from .egress import egress
+from .evaluate import evaluate
 from .extraction import extract, features, import_features
 from .labelling import label
 from .labels_files import export_labels, import_labels
@@ -33,6 +34,7 @@ app.command("export-labels")(export_labels)
 app.command("features")(features)
 app.command("import-features")(import_features)
 app.command("train")(train)
+app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("doctor")(doctor)
 

@@ -52,6 +52,21 @@ def own_settings(place: Place, *missing: str) -> AgentSettings:
         ) from error
 
 
+def model_in_use(settings: AgentSettings) -> Path:
+    """Return the file of the model that the silo's daemon uses. Raises DataError (``no_model``) before there is one."""
+    from ...base.errors import DataError
+    from ..end_of_run import FINAL_MODEL
+
+    path = settings.state / FINAL_MODEL
+    if not path.exists():
+        raise DataError(
+            f"this silo has no model of a run yet: {path} is not there",
+            fix="wait for the end of the run (flamest-agent status), or give --model MODEL.safetensors",
+            code="no_model",
+        )
+    return path
+
+
 def own_rules(place: Place, videos: Path, *, say_so: bool = False) -> ClipRules:
     """Return the rules for groups and classes that hold for ``videos``: those of ``settings_of_videos``, or defaults.
 

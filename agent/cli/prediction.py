@@ -13,7 +13,7 @@ from ...base.console import command, end_with, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
 from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, notice, show_placements
-from .own_settings import BundleOption, ModelOption, own_settings
+from .own_settings import BundleOption, ModelOption, model_in_use, own_settings
 from .prediction_output import csv_header, csv_lines, prediction_entry, prediction_lines
 
 if TYPE_CHECKING:
@@ -152,18 +152,11 @@ def _fix_of_unread(found: Sequence[NamedVideo]) -> str:
 
 def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple[Path, Path, TrustedKeys]:
     """Return bundle, model and trusted keys, those that were not given from the silo's settings."""
-    from ...base.errors import DataError, SettingsError
-    from ..end_of_run import FINAL_MODEL
+    from ...base.errors import SettingsError
 
     options = (("--bundle DIR", bundle), ("--model MODEL.safetensors", model))
     settings = own_settings(place, *(option for option, given in options if given is None))
     bundle = bundle or settings.bundle
     if bundle is None:
         raise SettingsError(f"{place.path} names no bundle", fix="set bundle in it, or give --bundle DIR")
-    if model is None and not (settings.state / FINAL_MODEL).exists():
-        raise DataError(
-            f"this silo has no model of a run yet: {settings.state / FINAL_MODEL} is not there",
-            fix="wait for the end of the run (flamest-agent status), or give --model MODEL.safetensors",
-            code="no_model",
-        )
-    return bundle, model or settings.state / FINAL_MODEL, settings.trust()
+    return bundle, model or model_in_use(settings), settings.trust()

@@ -15,6 +15,14 @@ from .holdout import hold_out_groups, hold_out_groups_independently
 from .shared_frames import Extent, joined_groups
 
 
+@dataclass(frozen=True)
+class SideRows:
+    """Origin of the rows of one side of the split."""
+
+    clips: tuple[int, ...] = ()  # their numbers among the stored features
+    groups: tuple[str, ...] = ()  # groups that share frames have one name
+
+
 @dataclass(frozen=True, eq=False)
 class SiloData:
     """A silo's labelled clips, split by whole groups."""
@@ -22,6 +30,8 @@ class SiloData:
     train: FeatureTable
     held_out: FeatureTable
     ignored: int  # clips without a label, or with one that the run does not know
+    rows: SideRows = SideRows()
+    held_out_rows: SideRows = SideRows()
 
 
 def silo_data(
@@ -49,16 +59,19 @@ def silo_data(
     groups = [stored.groups[row] for row in kept]
     table = feature_table(stored.x[kept], names, labels)
     ignored = len(stored.labels) - len(kept)
+    files, segments = stored.files, stored.segments
+    joined = joined_groups(groups, [Extent(files[row], segments[row]) for row in kept])
     if independent:
         train, held_out = hold_out_groups_independently(groups, hold_out, seed)
-        return SiloData(table.rows(train), table.rows(held_out), ignored)
-    files, segments = stored.files, stored.segments
-    groups = list(joined_groups(groups, [Extent(files[row], segments[row]) for row in kept]))
-    if hold_out == 0.0 or len(set(groups)) < 2:
-        nothing = np.empty(0, np.int64)
-        return SiloData(table, table.rows(nothing), ignored)
-    train, held_out = hold_out_groups(groups, hold_out, seed, labels=names)
-    return SiloData(table.rows(train), table.rows(held_out), ignored)
+    elif hold_out == 0.0 or len(set(joined)) < 2:
+        train, held_out = np.arange(len(kept)), np.empty(0, np.int64)
+    else:
+        train, held_out = hold_out_groups(joined, hold_out, seed, labels=names)
+    sides = [
+        SideRows(tuple(kept[row] for row in side), tuple(joined[row] for row in side)) for side in (train, held_out)
+    ]
+    trained = table.rows(train) if len(held_out) else table
+    return SiloData(trained, table.rows(held_out), ignored, *sides)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from ..extraction.aliases import NO_ALIASES, LabelAliases
 from ..extraction.store import FeatureStore
 from .dataset import FeatureTable, silo_data
 from .federated import RoundKey, run_round
+from .model_note import TrainingNote
 from .trainer import HeadTrainer, Trainer, evaluate
 
 LOCAL = "local"  # in place of a silo's name in the shuffles' seed
@@ -105,7 +106,13 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
             seed=request.seed,
             on_round=lambda _: progress.advance(),
         )
-    write_model(out, ModelFile(trainer.spec, model.params, labels, stored.fingerprint, run=LOCAL, round=request.rounds))
+    note = TrainingNote(request.seed, request.hold_out, request.rounds, request.settings)
+    write_model(
+        out,
+        ModelFile(
+            trainer.spec, model.params, labels, stored.fingerprint, LOCAL, request.rounds, metadata=note.as_metadata()
+        ),
+    )
     measured = len(data.held_out) > 0
     return {
         "model": str(out),
