@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...base.console import command, say
+from ...base.console import command, counted, say
 from ...base.options import JsonOption, ThreadsOption
 from . import AGENT, ConfigOption, DirOption
 from .own_settings import OwnStoreOption, own_aliases, own_paths
@@ -74,7 +74,7 @@ def train(
             say("no clips were held out, so no accuracy was measured")
         else:
             say(
-                f"accuracy on {result['held_out']} held-out clips: {result['accuracy']:.3f} "
+                f"accuracy on {counted(result['held_out'], 'held-out clip')}: {result['accuracy']:.3f} "
                 f"(best {result['best_accuracy']:.3f}, chance {result['chance']:.3f})"
             )
     return result

@@ -104,7 +104,7 @@ class FeatureStore:
 
     def add_all(self, clips: Iterable[tuple[Clip, ClipFeatures, str]]) -> None:
         """Store several clips as ``add`` does, in one transaction: clip, features, and name."""
-        rows = [(name or clip.path.name, _feature_row(clip, features)) for clip, features, name in clips]
+        rows = [(name or clip.path.name, FeatureRow.of(clip, features)) for clip, features, name in clips]
         if rows:
             self.add_rows(rows)
 
@@ -303,19 +303,6 @@ class FeatureStore:
         finally:
             if self._database.in_transaction:
                 self._rows("ROLLBACK")
-
-
-def _feature_row(clip: Clip, features: ClipFeatures) -> FeatureRow:
-    return FeatureRow(
-        clip=clip,
-        x=np.concatenate([features.vlm, features.cnn]),
-        vlm_width=len(features.vlm),
-        fingerprint=features.fingerprint,
-        precision=features.precision,
-        caption=features.caption.text,
-        keyframe=features.keyframe,
-        times_s=features.keyframe_times_s,
-    )
 
 
 def _clip_row(clip: Clip, name: str) -> tuple[object, ...]:

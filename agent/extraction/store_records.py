@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.clip_records import Clip, Segment
+from ...runtime.clip_records import Clip, ClipFeatures, Segment
 
 
 class FeatureKind(NamedTuple):
@@ -49,6 +49,20 @@ class FeatureRow:
     caption: str = ""
     keyframe: int = 0
     times_s: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, clip: Clip, features: ClipFeatures) -> FeatureRow:
+        """Return what an extraction made of a clip."""
+        return cls(
+            clip=clip,
+            x=np.concatenate([features.vlm, features.cnn]),
+            vlm_width=len(features.vlm),
+            fingerprint=features.fingerprint,
+            precision=features.precision,
+            caption=features.caption.text,
+            keyframe=features.keyframe,
+            times_s=features.keyframe_times_s,
+        )
 
 
 @dataclass(frozen=True, eq=False)
