@@ -8,8 +8,8 @@ import pytest
 from flamest.agent.cli import AGENT
 from flamest.agent.cli.extract_options import ExtractOptions
 from flamest.agent.cli.main import app
-from flamest.agent.cli.model import _fix_of_unread
 from flamest.agent.cli.own_settings import own_rules
+from flamest.agent.cli.prediction import _fix_of_unread
 from flamest.agent.extraction.groups import ClipRules, GroupRule
 from flamest.agent.extraction.npz import read_npz
 from flamest.agent.extraction.store import FeatureStore
