@@ -2,7 +2,8 @@
 
 The format is https://github.com/huggingface/safetensors#format, and any reader of it opens these files. Metadata (each
 value one JSON text): ``flamest.format``, ``flamest.head``, ``flamest.labels``, ``flamest.fingerprint``,
-``flamest.run``, ``flamest.round``, and the caller's own under ``flamest.metadata``.
+``flamest.run``, ``flamest.round``, ``flamest.calibration`` where there is one, and the caller's own under
+``flamest.metadata``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .bounds import (
     number_problems,
     shortened,
 )
+from .calibration import Calibration
 from .certificates import require_package
 from .head import HeadSpec, Params, check_params
 from .tensors import MAX_PAYLOAD_BYTES, encode_params
@@ -50,6 +52,7 @@ class ModelFile:
     run: str = ""  # of the federation; empty for a model trained locally
     round: int = 0  # after which it was made
     metadata: Mapping[str, str] = field(default_factory=dict)  # whatever else the writer knows
+    calibration: Calibration | None = None  # of its probabilities; None: made by nobody
 
 
 class _Header(msgspec.Struct):
@@ -109,6 +112,8 @@ def encode_metadata(model: ModelFile) -> dict[str, str]:
         "round": model.round,
         "metadata": dict(sorted(model.metadata.items())),
     }
+    if model.calibration is not None:
+        metadata["calibration"] = msgspec.to_builtins(model.calibration)
     return {_PREFIX + key: json.dumps(value) for key, value in metadata.items()}
 
 
@@ -129,6 +134,7 @@ def read_model(path: Path) -> ModelFile:
     head, labels = _read_head(metadata, whose)
     _check_layout(head, layout, len(data), whose)
     fingerprint = _decode_value(metadata, "fingerprint", str, whose)
+    calibrated = _PREFIX + "calibration" in metadata
     model = ModelFile(
         head=head,
         params={},
@@ -137,6 +143,7 @@ def read_model(path: Path) -> ModelFile:
         run=_decode_value(metadata, "run", str, whose),
         round=_decode_value(metadata, "round", int, whose),
         metadata=_decode_value(metadata, "metadata", dict[str, str], whose),
+        calibration=_decode_value(metadata, "calibration", Calibration, whose) if calibrated else None,
     )
     if problems := _problems(model):
         raise _bad_model_error(whose, "; ".join(problems))
@@ -161,7 +168,13 @@ def _problems(model: ModelFile) -> list[str]:
         *name_problems("fingerprint", model.fingerprint, MAX_FINGERPRINT),
         *(name_problems("run", model.run, MAX_RUN_NAME) if model.run else ()),
         *number_problems("round", model.round, 0, MAX_ROUND_NUMBER),
+        *_calibration_problems(model),
     ]
+
+
+def _calibration_problems(model: ModelFile) -> list[str]:
+    found = model.calibration
+    return [] if found is None else [f"calibration.{problem}" for problem in found.problems(model.head.outputs)]
 
 
 def _read_header(data: bytes, whose: str) -> tuple[Mapping[str, str], Mapping[str, _Tensor]]:

@@ -77,4 +77,9 @@ def train(
                 f"accuracy on {counted(result['held_out'], 'held-out clip')}: {result['accuracy']:.3f} "
                 f"(best {result['best_accuracy']:.3f}, chance {result['chance']:.3f})"
             )
+        if result["coverage"] is not None:
+            say(
+                f"calibrated on them: temperature {result['temperature']:.2f}; of 100 clips of these classes it names "
+                f"{100 * result['coverage']:.0f}, and calls the others unknown"
+            )
     return result

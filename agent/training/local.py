@@ -9,6 +9,7 @@ from typing import Any
 
 from ...base.errors import DataError
 from ...base.progress import progress_bar
+from ...fedproto.calibration import make_calibration
 from ...fedproto.head import HeadSpec, Params
 from ...fedproto.model_file import ModelFile, write_model
 from ...fedproto.records import Evaluation, TrainSettings
@@ -107,12 +108,9 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
             on_round=lambda _: progress.advance(),
         )
     note = TrainingNote(request.seed, request.hold_out, request.rounds, request.settings)
-    write_model(
-        out,
-        ModelFile(
-            trainer.spec, model.params, labels, stored.fingerprint, LOCAL, request.rounds, metadata=note.as_metadata()
-        ),
-    )
+    calibration = make_calibration(trainer.logits(model.params, data.held_out.x), data.held_out.y)
+    names = (labels, stored.fingerprint, LOCAL, request.rounds, note.as_metadata())
+    write_model(out, ModelFile(trainer.spec, model.params, *names, calibration=calibration))
     measured = len(data.held_out) > 0
     return {
         "model": str(out),
@@ -126,4 +124,6 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
         "rounds": request.rounds,
         "epochs": model.epochs,
         "parameters": trainer.spec.parameters,
+        "temperature": None if calibration is None else calibration.temperature,
+        "coverage": None if calibration is None else calibration.coverage,
     }

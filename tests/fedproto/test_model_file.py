@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from flamest.base.errors import DataError, StorageError
+from flamest.fedproto.calibration import Calibration
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
 from flamest.fedproto.model_file import ModelFile, encode_model, read_model, write_model
 
@@ -22,16 +23,33 @@ MODEL = ModelFile(
     round=7,
     metadata={"site": "x", "accuracy": "0.5"},
 )
+CALIBRATED = dataclasses.replace(MODEL, calibration=Calibration(1.5, (0.25, -0.5), 0.9, 3.0, 40, (1,), 3))
 
 
-def test_every_field_comes_back(tmp_path):
-    write_model(tmp_path / "m.safetensors", MODEL)
+@pytest.mark.parametrize("model", [MODEL, CALIBRATED])
+def test_every_field_comes_back(tmp_path, model):
+    write_model(tmp_path / "m.safetensors", model)
     found = read_model(tmp_path / "m.safetensors")
     for field in dataclasses.fields(ModelFile):
         if field.name == "params":
-            assert params_sha256(found.params) == params_sha256(MODEL.params)
+            assert params_sha256(found.params) == params_sha256(model.params)
         else:
-            assert getattr(found, field.name) == getattr(MODEL, field.name)
+            assert getattr(found, field.name) == getattr(model, field.name)
+
+
+def test_a_file_without_a_calibration_does_not_name_one():
+    assert b"flamest.calibration" in encode_model(CALIBRATED)
+    assert b"calibration" not in encode_model(MODEL)
+
+
+def test_a_calibration_of_other_classes_is_refused(tmp_path):
+    other = dataclasses.replace(MODEL, calibration=Calibration(1.5, (0.0, 0.0, 0.0)))
+    with pytest.raises(DataError, match=r"calibration\.thresholds: 3, the head has 2 outputs"):
+        write_model(tmp_path / "m.safetensors", other)
+    text = encode_model(CALIBRATED)
+    (tmp_path / "m.safetensors").write_bytes(text.replace(b"1.5", b"0.0"))
+    with pytest.raises(DataError, match=r"calibration\.temperature"):
+        read_model(tmp_path / "m.safetensors")
 
 
 def test_the_safetensors_library_reads_it(tmp_path):
