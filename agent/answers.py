@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..fedproto.calibration import is_known, probabilities
 from ..fedproto.model_file import ModelFile
-from .training.trainer import HeadTrainer, log_softmax
+from .training.trainer import HeadTrainer
 
 UNKNOWN = "unknown"  # the answer where no label is likely enough
 Probabilities = npt.NDArray[np.float64]
@@ -18,27 +19,31 @@ Probabilities = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class LabelProbability:
     label: str
-    probability: float  # softmax, 0 to 1
+    probability: float  # 0 to 1, calibrated where the model is
 
 
 class Answers:
     """A model's answers.
 
-    ``top``: labels of an answer. ``threshold``: the answer is unknown where no label's probability reaches it; with 0
-    it never is.
+    ``top``: labels of an answer. ``threshold``: the answer is unknown where no label's probability reaches it, with 0
+    never; None: where the model's calibration says so, if it has one.
     """
 
-    def __init__(self, model: ModelFile, *, top: int = 5, threshold: float = 0.0, threads: int | None = None) -> None:
+    def __init__(
+        self, model: ModelFile, *, top: int = 5, threshold: float | None = None, threads: int | None = None
+    ) -> None:
         self.model, self.top, self.threshold = model, top, threshold
         self._trainer = HeadTrainer(model.head, threads=threads)
 
     def probabilities(self, x: npt.NDArray[np.float32]) -> Probabilities:
         """Return the labels' probabilities, float64 [N, classes], of embeddings float32 [N, D]."""
-        return np.asarray(np.exp(log_softmax(self._trainer.logits(self.model.params, x))))
+        return probabilities(self._trainer.logits(self.model.params, x), self.model.calibration)
 
     def is_known(self, probability: npt.NDArray[Any]) -> bool:
         """Return whether a label of ``probability``, float64 [classes], is likely enough."""
-        return bool(probability.max() >= self.threshold)
+        if self.threshold is not None:
+            return bool(probability.max() >= self.threshold)
+        return bool(is_known(probability[None], self.model.calibration)[0])
 
     def labels(self, probability: npt.NDArray[Any]) -> tuple[LabelProbability, ...]:
         """Return the likeliest labels of ``probability``, float64 [classes], the most probable first."""

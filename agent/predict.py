@@ -57,16 +57,17 @@ def predict_videos(
     videos: Sequence[Path | NamedVideo],
     *,
     top: int = 5,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     opening: OpeningOptions | None = None,
     trusted: TrustedKeys = (),
     on_open: Callable[[Sequence[GraphPlacement]], None] = lambda _: None,
 ) -> Iterator[Prediction]:
     """Yield one Prediction per video, in order; a broken one yields its reason, and the others are not affected.
 
-    ``threshold``: the answer is unknown where no label's probability reaches it. ``opening`` chooses where the
-    networks run, ``on_open`` is called once with where they do. Raises DataError when the model was trained on another
-    bundle's features, or none of the ``trusted`` keys, where some are given, has signed the bundle.
+    ``threshold``: the answer is unknown where no label's probability reaches it; None: where the model's calibration
+    says so. ``opening`` chooses where the networks run, ``on_open`` is called once with where they do. Raises DataError
+    when the model was trained on another bundle's features, or none of the ``trusted`` keys, where some are given, has
+    signed the bundle.
     """
     opening = opening or OpeningOptions()
     named = [video if isinstance(video, NamedVideo) else NamedVideo(video) for video in videos]

@@ -142,7 +142,7 @@ def predict(
     model: Model | Run | PathLike,
     bundle: Bundle | PathLike,
     top: int = 5,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     segments: bool = False,
     progress: bool = True,
 ) -> list[Prediction]:
@@ -153,7 +153,8 @@ def predict(
         model: A model, the run that made it, or its file.
         bundle: The bundle whose embeddings it was trained on.
         top: How many labels to give for each video.
-        threshold: The answer is ``unknown`` where no label's probability reaches it, 0 to 1; with 0 never.
+        threshold: The answer is ``unknown`` where no label's probability reaches it, 0 to 1; with 0 never. By default
+            the model's own thresholds decide, if it has any.
         segments: Of folders take the clips that their ``labels.csv`` lists, not all files.
         progress: Show a bar on a terminal, and a line every ten seconds elsewhere.
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..agent.training.own_head import OwnHead, open_trainer
-from ..agent.training.trainer import log_softmax
 from ..base.errors import DataError, UsageError
+from ..fedproto.calibration import Calibration, is_known, probabilities
 from ..fedproto.head import HeadSpec, Params
 from .checks import embeddings, labelled_features, path_of
 from .features import UNKNOWN, Features
@@ -35,6 +35,7 @@ class Model:
         run: The run that it is from.
         round: The round after which it was made.
         metadata: What its file holds besides.
+        calibration: Its temperature and thresholds of known clips; None where it was not calibrated.
     """
 
     head: HeadSpec | OwnHead
@@ -44,9 +45,12 @@ class Model:
     run: str = ""
     round: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def probabilities(self, features: Features | npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the probability of each class for each clip, float64 [N, classes]; columns as ``labels``.
+
+        They are calibrated where the model is.
 
         Args:
             features: Features of the model's bundle, or embeddings [N, D].
@@ -56,7 +60,7 @@ class Model:
         """
         x = self._rows(features)
         trainer = open_trainer(self.head, threads=1)
-        parts = [np.exp(log_softmax(scores)) for _, scores in trainer.logits_by_batch(self.params, x)]
+        parts = [probabilities(scores, self.calibration) for _, scores in trainer.logits_by_batch(self.params, x)]
         return np.concatenate([np.empty((0, len(self.labels))), *parts])
 
     def classify(self, features: Features | npt.ArrayLike) -> list[str]:
@@ -69,6 +73,17 @@ class Model:
             DataError: The features are of another bundle or width, or not a matrix of finite numbers.
         """
         return [self.labels[number] for number in self.probabilities(features).argmax(axis=1).tolist()]
+
+    def knows(self, features: Features | npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Return for each clip whether it is of a class that the model knows, bool [N]; all are without calibration.
+
+        Args:
+            features: Features of the model's bundle, or embeddings [N, D].
+
+        Raises:
+            DataError: The features are of another bundle or width, or not a matrix of finite numbers.
+        """
+        return is_known(self.probabilities(features), self.calibration)
 
     def accuracy(self, features: Features) -> float:
         """Return the share of the labelled clips that get their label, 0 to 1.
@@ -129,8 +144,8 @@ class Model:
                 "a model file describes a built-in head, and this one was handed in",
                 fix="keep its parameters with: numpy.savez('params.npz', **run.params)",
             )
-        metadata = dict(self.metadata)
-        return ModelFile(self.head, self.params, self.labels, self.fingerprint, self.run, self.round, metadata)
+        names = (self.labels, self.fingerprint, self.run, self.round, dict(self.metadata))
+        return ModelFile(self.head, self.params, *names, calibration=self.calibration)
 
     def _rows(self, features: Features | npt.ArrayLike) -> npt.NDArray[np.float32]:
         if isinstance(features, Features) and features.fingerprint != self.fingerprint:
@@ -179,4 +194,5 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     from ..fedproto.model_file import read_model
 
     read = read_model(path_of("path", path, like="fl.load_model('model.safetensors')"))
-    return Model(read.head, read.params, read.labels, read.fingerprint, read.run, read.round, read.metadata)
+    names = (read.labels, read.fingerprint, read.run, read.round, read.metadata)
+    return Model(read.head, read.params, *names, calibration=read.calibration)

@@ -4,8 +4,7 @@
   probability of 80 % about 80 % are right. It never changes which class is the likeliest.
 - *Score of known*: the largest probability at ``softening`` times that temperature, as log-odds. At the temperature
   itself most clips of unknown classes look as sure as known ones; softened, all classes' logits count (Liang et al.
-  2018, arXiv 1706.02690). It needs nothing but the logits, so it holds for every kind of head
-  (docs/decisions/046-known-or-unknown.md).
+  2018, arXiv 1706.02690). It needs nothing but the logits, so it holds for every kind of head.
 - *Thresholds* by class (split conformal prediction; Vovk et al. 2005, Angelopoulos and Bates, arXiv 2107.07511): of
   clips of known classes that the model gives class k, the share ``coverage`` has a score of ``thresholds[k]`` or more;
   the others are answered ``unknown``. It holds for clips like the held-out ones that the thresholds were read off.
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from .bounds import number_problems
 
 Floats = npt.NDArray[np.float64]
-SOFTENING = 3.0  # chosen on UCF101 and the mini-world: bench/unknown.py
+SOFTENING = 3.0  # chosen on features of UCF101 and of the mini-world, linear heads and perceptrons
 COVERAGE = 0.95  # of known clips that are answered with a class, unless something else is asked for
 TEMPERATURES = (0.02, 50.0)  # bounds; no head in use is far from 1
 MAX_LOG_ODDS = 1e6  # of a threshold; a score has at most some hundreds

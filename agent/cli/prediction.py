@@ -42,15 +42,16 @@ def predict(
     folder: DirOption = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many labels to show.")] = 5,
     threshold: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--threshold",
             min=0.0,
             max=1.0,
             metavar="P",
-            help="Answer unknown where no label's probability, 0 to 1, reaches it; with 0 never.",
+            help="Answer unknown where no label's probability, 0 to 1, reaches it; with 0 never. Otherwise the model's "
+            "own thresholds decide, if it has any.",
         ),
-    ] = 0.0,
+    ] = None,
     threads: ThreadsOption = None,
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
@@ -67,8 +68,8 @@ def predict(
     Folders are searched for video files, also those inside; with --segments the clips of their labels.csv are taken,
     segments and whole files. clip.mp4#t=12.5,17 is the part of clip.mp4 from 12.5 s until 17 s. A video that cannot be
     read is shown with the reason and the others follow; exit code 65 when none could be read.
-    With --threshold P the answer is unknown where the model is not sure enough; the likeliest labels are shown all
-    the same.
+    The answer is unknown where the model is not sure enough: by thresholds that were measured on held-out clips, or by
+    --threshold P. The likeliest labels are shown all the same.
     """
     from ...base.errors import UsageError
     from ...runtime.backends.opening import GraphPlacement, OpeningOptions

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flamest.agent.answers import LabelProbability
+from flamest.agent.answers import Answers, LabelProbability
 from flamest.agent.cli.main import app
 from flamest.agent.cli.prediction_output import csv_header, csv_lines, prediction_lines
 from flamest.agent.extraction.extract import extract_folder
@@ -20,6 +21,7 @@ from flamest.agent.predict import Prediction, predict_videos
 from flamest.agent.training.trainer import HeadTrainer, log_softmax
 from flamest.base.errors import DataError
 from flamest.experiments.miniworld.videos import render_dataset
+from flamest.fedproto.calibration import Calibration, known_scores
 from flamest.fedproto.head import HeadSpec, initial_params
 from flamest.fedproto.model_file import ModelFile, read_model, write_model
 from flamest.runtime.backends.opening import OpeningOptions
@@ -234,3 +236,25 @@ def test_names_of_files_cannot_add_rows_to_a_table():
     assert line.isprintable()
     [cells] = csv.reader([line])
     assert len(cells) == len(csv_header(1).split(","))
+
+
+def test_without_a_threshold_the_models_own_ones_decide(tmp_path):
+    head = HeadSpec(inputs=4, outputs=3, hidden=())
+    plain = ModelFile(head, initial_params(head, 0), ("run", "jump", "wave"), "f")
+    [probability] = Answers(plain, threads=1).probabilities(np.ones((1, 4), np.float32))
+    score = float(known_scores(probability[None])[0])
+    for threshold, known in ((score - 0.1, True), (score + 0.1, False)):
+        model = replace(plain, calibration=Calibration(1.0, (threshold,) * 3))
+        assert Answers(model, threads=1).is_known(probability) == known
+        assert Answers(model, threads=1, threshold=0.0).is_known(probability)
+        assert not Answers(model, threads=1, threshold=1.0).is_known(probability)
+    assert Answers(plain, threads=1).is_known(probability)
+
+
+def test_answers_are_calibrated_where_the_model_is():
+    head = HeadSpec(inputs=4, outputs=3, hidden=())
+    plain = ModelFile(head, initial_params(head, 0), ("run", "jump", "wave"), "f")
+    warm = replace(plain, calibration=Calibration(4.0, (0.0,) * 3))
+    x = 10 * np.ones((1, 4), np.float32)
+    before, after = (Answers(model, threads=1).probabilities(x)[0] for model in (plain, warm))
+    np.testing.assert_allclose(after, before**0.25 / (before**0.25).sum(), rtol=1e-6)
