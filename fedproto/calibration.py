@@ -88,20 +88,6 @@ def is_known(probability: npt.NDArray[Any], calibration: Calibration | None) -> 
     return np.asarray(known_scores(probability, calibration.softening) >= thresholds)
 
 
-def calibration_error(confidence: npt.NDArray[Any], correct: npt.NDArray[Any], bins: int = 10) -> float:
-    """Return the expected calibration error of N answers, 0 to 1: bins of equally many clips, by confidence.
-
-    In each bin the mean ``confidence`` [N] is held against the share that is ``correct`` [N]; the differences are
-    averaged (Naeini et al. 2015; with bins of equal size, Nguyen and O'Connor 2015, arXiv 1508.05154). NaN for no clip.
-    """
-    if not len(confidence):
-        return math.nan
-    order = np.argsort(confidence, kind="stable")
-    parts = np.array_split(order, min(bins, len(order)))
-    gaps = [len(part) * abs(float(confidence[part].mean()) - float(correct[part].mean())) for part in parts]
-    return float(sum(gaps) / len(order))
-
-
 def fit_temperature(logits: npt.NDArray[Any], y: npt.NDArray[np.int64]) -> float:
     """Return the temperature with the least cross-entropy of ``logits`` [N, classes] against the classes ``y`` [N].
 

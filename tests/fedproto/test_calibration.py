@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from flamest.agent.evaluate import calibration_error
 from flamest.fedproto.calibration import (
     Calibration,
-    calibration_error,
     fit_temperature,
     is_known,
     known_scores,
@@ -121,12 +121,3 @@ def test_certain_and_impossible_probabilities_have_finite_scores():
 def test_a_calibration_out_of_bounds_is_named_by_its_field(field, value):
     fields = {"temperature": 1.0, "thresholds": (0.0, 0.0)} | {field: value}
     assert [problem.split(":")[0] for problem in Calibration(**fields).problems(2)] == [field]
-
-
-def test_the_calibration_error_of_a_calibrated_model_is_small():
-    random = np.random.default_rng(0)
-    confidence = random.uniform(0.3, 1.0, 20_000)
-    right = random.random(20_000) < confidence
-    assert calibration_error(confidence, right) < 0.01
-    assert calibration_error(np.minimum(confidence + 0.1, 1.0), right) == pytest.approx(0.09, abs=0.02)
-    assert np.isnan(calibration_error(confidence[:0], right[:0]))
