@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ..base.errors import DataError, StorageError, UnreachableError
+import msgspec
+
+from ..base.errors import DataError, FlamestError, StorageError, UnreachableError
 from ..base.log import LimitedLog, Log
 from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
@@ -14,14 +19,16 @@ from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.guard import EgressGuard
 from .egress.policy import PolicyRefused
 from .status import read_status
-from .tasks import DataSource, choose_model, evaluate_model
+from .tasks import DataSource, adopt_head, choose_model, evaluate_model, training_note_of
 from .training.client_state import ClientState
 from .training.evaluation import ModelChoice
 from .worker import Worker, WorkerCrashed, WorkExpired
 
 FINAL_MODEL = "model.safetensors"  # in use at this silo: the run's, or this silo's own where that was better
-OWN_MODEL = "own.safetensors"  # this silo's own model after its last training (policy.refuse_worse)
-REFUSED_MODEL = "model.refused.safetensors"
+# This silo's own head: trained alone (policy.adopt), or as the last round's training left it (policy.refuse_worse).
+OWN_MODEL = "own.safetensors"
+REFUSED_MODEL = "model.refused.safetensors"  # the run's final model where another one is in use
+ADOPT_WITHIN_S = 24 * 3600.0  # to train a head alone and tune another: as long as all rounds of a run
 WITHIN_S = 3600.0  # to fetch and evaluate all models of a final evaluation; the paper's head takes a second each
 
 log = Log("agent")
@@ -31,9 +38,10 @@ asked_log = LimitedLog("agent")  # for events that a coordinator can cause witho
 class ModelInUse(NamedTuple):
     """The model in use after a run, and the reason."""
 
-    model: str  # "final" or "own"
+    model: str  # "final", "own", "blend" or "tuned"
     why: str
     round: int  # that it is from
+    gain: Mapping[str, float] = MappingProxyType({})  # of the final model over an own head; empty: not measured
 
 
 def model_in_use(state: Path) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def model_in_use(state: Path) -> dict[str, Any]:
         before = read_status(state)
     except (DataError, StorageError, UnreachableError):
         return {}
-    return {name: getattr(before, name) for name in ("adopted", "adopted_why", "adopted_run", "adopted_round")}
+    return {name: getattr(before, name) for name in ("adopted", "adopted_why", "adopted_run", "adopted_round", "gain")}
 
 
 class EndOfRun:
@@ -118,17 +126,18 @@ class EndOfRun:
         return results
 
     def adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> ModelInUse:
-        """Fetch the final model and use it, or keep using this silo's own where the policy finds that better."""
+        """Fetch the final model and use it, or another one where the policy finds that better."""
         model = client.fetch(run, task)
-        final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, task.round)
-        choice = self._compare(run, model)
-        kept = final
-        if choice is not None and choice.own:
-            write_model(self._state / REFUSED_MODEL, final)
-            kept = read_model(self._state / OWN_MODEL)
+        note = training_note_of(self._source, run, self._policy).as_metadata()
+        final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, task.round, note)
+        kept, used = self._choose(run, model, final)
+        refused = self._state / REFUSED_MODEL
+        if kept is final:
+            refused.unlink(missing_ok=True)  # of an earlier run
+        else:
+            write_model(refused, final)
         write_model(self._state / FINAL_MODEL, kept)
         ClientState.of_run(self._state, run).remove()
-        used = ModelInUse("final" if kept is final else "own", choice.text if choice else "", kept.round)
         asked_log.info(
             "final_model",
             who="coordinator",
@@ -136,8 +145,32 @@ class EndOfRun:
             sha256=model.sha256[:12],
             file=FINAL_MODEL,
             adopted=used.model,
+            **{name: round(used.gain[name], 4) for name in ("gain", "low", "high") if used.gain},
         )
         return used
+
+    def _choose(self, run: RunSettings, model: GlobalModel, final: ModelFile) -> tuple[ModelFile, ModelInUse]:
+        """Return the model to use; the final one where the policy asks for no other, or the comparison failed."""
+        if self._policy.adopt in ("auto", "own"):
+            return self._adopt(run, model, final)
+        choice = self._compare(run, model)
+        kept = read_model(self._state / OWN_MODEL) if choice is not None and choice.own else final
+        return kept, ModelInUse("final" if kept is final else "own", choice.text if choice else "", kept.round)
+
+    def _adopt(self, run: RunSettings, model: GlobalModel, final: ModelFile) -> tuple[ModelFile, ModelInUse]:
+        """Choose as ``policy.adopt`` says."""
+        own = self._state / OWN_MODEL
+        try:
+            until = time.monotonic() + ADOPT_WITHIN_S
+            head = self._worker.call(adopt_head, self._source, run, model.params, own, self._policy, until=until)
+        except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
+            self._note_uncompared(error)
+            why = f"the final model is in use: it could not be compared with a head of this silo's own ({error.code})"
+            return final, ModelInUse("final", why, final.round)
+        gain = msgspec.to_builtins(head.adoption.gain) if head.adoption else {}
+        if head.candidate == "federated":
+            return final, ModelInUse("final", head.why, final.round, gain)
+        return replace(final, params=head.params), ModelInUse(head.candidate, head.why, final.round, gain)
 
     def _compare(self, run: RunSettings, model: GlobalModel) -> ModelChoice | None:
         """Decide whether the own model stays in use; None when the policy does not ask, or the comparison failed."""
@@ -148,6 +181,9 @@ class EndOfRun:
             until = time.monotonic() + WITHIN_S
             return self._worker.call(choose_model, self._source, run, model.params, own, self._policy, until=until)
         except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
-            asked_log.error("not_compared", who="coordinator", code=error.code)
-            log.debug("not_compared", detail=error.message)
+            self._note_uncompared(error)
             return None
+
+    def _note_uncompared(self, error: FlamestError) -> None:
+        asked_log.error("not_compared", who="coordinator", code=error.code)
+        log.debug("not_compared", detail=error.message)

@@ -15,13 +15,15 @@ from ..base.errors import DataError
 from ..base.progress import progress_bar
 from ..fedproto.model_file import ModelFile, read_model
 from .answers import Answers
+from .end_of_run import OWN_MODEL
 from .extraction.aliases import NO_ALIASES, LabelAliases
 from .extraction.store import FeatureStore
 from .extraction.store_records import StoredFeatures
+from .training.adoption import rows_sha256
 from .training.dataset import FeatureTable, SiloData, silo_data
 from .training.gain import Gain, accuracy_interval, class_gains, paired_gain
 from .training.local import LOCAL, train_locally
-from .training.model_note import TrainingNote, training_note
+from .training.model_note import TrainingNote, own_head_of, training_note
 from .training.trainer import HeadTrainer
 
 BINS = 15  # of the calibration error
@@ -79,7 +81,7 @@ def evaluate_on_store(model_path: Path, request: EvaluationRequest) -> dict[str,
         stored = store.read(model.fingerprint, request.precision)
     clips = _clips(model, note, stored, request)
     shared = _scores(model, model.labels, clips, request.threads)
-    own_model, why = _own_model(model, note, clips, request)
+    own_model, why = _own_model(model_path, model, note, clips, request)
     own = None if own_model is None else _scores(own_model, model.labels, clips, request.threads)
     return {
         "model": str(model_path),
@@ -154,9 +156,9 @@ def _scores(model: ModelFile, classes: Sequence[str], clips: _Clips, threads: in
 
 
 def _own_model(
-    model: ModelFile, note: TrainingNote | None, clips: _Clips, request: EvaluationRequest
+    path: Path, model: ModelFile, note: TrainingNote | None, clips: _Clips, request: EvaluationRequest
 ) -> tuple[ModelFile | None, str]:
-    """Return the model that this silo trains alone; or none, and why."""
+    """Return the model that this silo trains alone, which its daemon may have left next to ``path``; None: and why."""
     if not request.alone:
         return None, "not asked for"
     if request.own is not None:
@@ -167,6 +169,9 @@ def _own_model(
         return None, "the model does not say how it was trained; --own FILE gives one of flamest-agent train"
     if clips.split is None:
         return None, "no clips are held out, on which it could be compared"
+    kept, rows = path.with_name(OWN_MODEL), rows_sha256(clips.train)
+    if (known := own_head_of(kept, model.head, model.labels, model.fingerprint, note, rows)) is not None:
+        return ModelFile(model.head, known, model.labels, model.fingerprint, LOCAL, note.rounds), ""
     trainer = HeadTrainer(model.head, threads=request.threads)
     nothing = clips.train.rows(np.empty(0, np.int64))
     with progress_bar("training alone", note.rounds, unit="rounds") as progress:

@@ -56,8 +56,9 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ignored: int = 0  # clips without a label, or with one that the run does not know
     updates_sent: int = 0  # in the egress ledger: by this and by earlier daemons
     update_bytes: int = 0  # of these updates
-    adopted: str = ""  # at the end of a run: "final", or "own" when the final model did worse here
+    adopted: str = ""  # at the end of a run: "final", "own", "tuned" or "blend"
     adopted_why: str = ""
+    gain: dict[str, float] = {}  # of the final model over the own one: gain, low, high (of 1), clips, groups
     adopted_run: str = ""  # that the model in use is from
     adopted_round: int = 0
     sent_bytes: int = 0  # since the daemon started

@@ -24,11 +24,21 @@ from .extraction.extract import clips_to_extract, extract_clips
 from .extraction.failures import count_by_code
 from .extraction.report import ExtractRequest
 from .extraction.store import FeatureStore
+from .training.adoption import (
+    Adoption,
+    Candidate,
+    candidates,
+    choose_head,
+    own_head,
+    rows_sha256,
+)
 from .training.client_state import ClientState, TrainedRound
 from .training.dataset import FeatureTable, SiloData, silo_data
 from .training.evaluation import ModelChoice, choose_better, evaluate_here
 from .training.feddyn import Correction
 from .training.federated import carries_correction, train_silo
+from .training.local import LOCAL
+from .training.model_note import ROWS, TrainingNote, own_head_of
 from .training.trainer import HeadTrainer
 from .worker import report_progress
 
@@ -144,6 +154,60 @@ def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path,
     if (kept.head, kept.labels, kept.fingerprint) != (run.head, run.labels, run.fingerprint):
         return choose_better(evaluate_here(trainer, final, held_out), None)
     return choose_better(evaluate_here(trainer, final, held_out), evaluate_here(trainer, kept.params, held_out))
+
+
+@dataclass(frozen=True, eq=False)
+class AdoptedHead:
+    """The head that a silo uses after a run, and the reason."""
+
+    candidate: Candidate
+    params: Params
+    why: str
+    adoption: Adoption | None  # None: no clips are held out
+
+
+def adopt_head(source: DataSource, run: RunSettings, federated: Params, own_file: Path, policy: Policy) -> AdoptedHead:
+    """Choose the head to use as ``policy.adopt`` says; the own one is kept in ``own_file``.
+
+    Raises DataError (``diverged``) when no own head can be trained.
+    """
+    data = _load(source, run, policy)
+    if not len(data.train):
+        why = "the final model is in use: there are no clips to train a head of this silo's own on"
+        return AdoptedHead("federated", federated, why, None)
+    trainer = _trainer(run.head, source.threads)
+    own = _own_head(trainer, source, run, data, own_file, policy)
+    groups = data.held_out_rows.groups
+    if policy.adopt == "own":
+        heads: dict[Candidate, Params] = {"own": own, "federated": federated}
+        found = choose_head(trainer, heads, data.held_out, groups) if groups else None
+        return AdoptedHead("own", own, "this silo's own head is in use (policy.adopt)", found)
+    if not groups:
+        why = "this silo's own head is in use: no clips are held out, on which another could be found better"
+        return AdoptedHead("own", own, why, None)
+    heads = candidates(trainer, run, federated, own, data.train)
+    found = choose_head(trainer, heads, data.held_out, groups)
+    return AdoptedHead(found.model, heads[found.model], found.text, found)
+
+
+def _own_head(
+    trainer: HeadTrainer, source: DataSource, run: RunSettings, data: SiloData, own_file: Path, policy: Policy
+) -> Params:
+    """Return the head that is trained on this silo's rows alone: from its file, if it was made of the same rows."""
+    note, rows = training_note_of(source, run, policy), rows_sha256(data.train)
+    known = own_head_of(own_file, run.head, run.labels, run.fingerprint, note, rows)
+    if known is not None:
+        return known
+    params = own_head(trainer, run, data.train)
+    remove_unfinished(own_file)
+    metadata = {**note.as_metadata(), ROWS: rows}
+    write_model(own_file, ModelFile(run.head, params, run.labels, run.fingerprint, LOCAL, run.rounds, metadata))
+    return params
+
+
+def training_note_of(source: DataSource, run: RunSettings, policy: Policy) -> TrainingNote:
+    """Return the note on a run's training that goes into this silo's model files."""
+    return TrainingNote(run.seed, source.hold_out, run.rounds, run.train, policy.privacy == "record-dp")
 
 
 @dataclass(frozen=True)

@@ -167,8 +167,11 @@ def status(config: ConfigOption = None, folder: DirOption = None, as_json: JsonO
 
 def _status_lines(status: AgentStatus, settings: AgentSettings, config: Path, *, alive: bool) -> list[str]:
     """Return the status in words, one fact a line."""
+    import msgspec
+
     from ...fedproto.tls import WARN_DAYS
     from ..status import renewal_fix
+    from ..training.gain import Gain
 
     lines: list[str] = []
     doing = IN_WORDS.get(status.doing, status.doing)
@@ -214,6 +217,11 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, config: Path, *,
         lines.append(_model_line(status, settings))
         if status.adopted_why:
             lines.append(f"  {status.adopted_why}")
+        if status.gain:
+            gained = msgspec.convert(status.gain, Gain)
+            lines.append(
+                f"  gain of the final model over the own head: {gained.text}; flamest-agent evaluate shows classes"
+            )
     for where, graphs in status.graphs_by_place().items():
         lines.append(f"last extraction: {', '.join(graphs)} on {where}")
     return lines
@@ -225,7 +233,13 @@ def _model_line(status: AgentStatus, settings: AgentSettings) -> str:
 
     of = f" of run '{status.adopted_run}'" if status.adopted_run else ""
     number = f", round {status.adopted_round}" if status.adopted_round else ""
-    model = {"own": f"this silo's own, trained in the last round{of}", "final": f"the final one{of}"}[status.adopted]
+    final = f"the final one{of}"
+    model = {
+        "own": f"this silo's own{of}",
+        "final": final,
+        "tuned": f"{final}, tuned on this silo's clips",
+        "blend": f"half-way between {final} and that tuned on this silo's clips",
+    }[status.adopted]
     return f"model in use: {model}{number} ({settings.state / FINAL_MODEL})"
 
 

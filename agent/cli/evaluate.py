@@ -10,7 +10,7 @@ import typer
 from ...base.console import command, counted, say
 from ...base.options import JsonOption, ThreadsOption
 from . import AGENT, ConfigOption, DirOption
-from .own_settings import ModelOption, OwnStoreOption, model_in_use, own_aliases, own_paths, own_settings
+from .own_settings import OwnStoreOption, final_model, own_aliases, own_paths, own_settings
 
 if TYPE_CHECKING:
     from ..evaluate import EvaluationRequest
@@ -21,7 +21,14 @@ SHOWN = 20  # wrong clips in the text; --json has them all
 @command
 @AGENT.errors_name_the_place
 def evaluate(
-    model: ModelOption = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="FILE",
+            help="MODEL.safetensors from train or the coordinator; by default the final one of this silo's last run.",
+        ),
+    ] = None,
     store: OwnStoreOption = None,
     own: Annotated[
         Path | None,
@@ -54,7 +61,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Show how good a model is on this silo's own clips, next to one that this silo trains alone.
 
-    Next to agent.toml no option is needed: after a run, model and store are the daemon's. The clips are those that were
+    Next to agent.toml no option is needed: after a run, model and store are the daemon's. The model is the run's final
+    one, also where policy.adopt has put another one to use. The clips are those that were
     held out of training, where the model says which: one of train or of this silo's daemon does. With --all, and for a
     model that does not say it, they are all labelled clips, and the figures of clips that were trained on are too good.
 
@@ -65,7 +73,7 @@ def evaluate(
 
     place = AGENT.place(config, folder)
     if model is None:
-        model = model_in_use(own_settings(place, "--model MODEL.safetensors"))
+        model = final_model(own_settings(place, "--model MODEL.safetensors"))
     if store is None:
         settings, paths = own_paths(place, store=store, say_so=not as_json)
         store, precision = paths["store"], precision or settings.precision

@@ -67,6 +67,14 @@ def model_in_use(settings: AgentSettings) -> Path:
     return path
 
 
+def final_model(settings: AgentSettings) -> Path:
+    """Return the file of the last run's final model, also where the silo uses another one. Raises as above."""
+    from ..end_of_run import REFUSED_MODEL
+
+    used, refused = model_in_use(settings), settings.state / REFUSED_MODEL
+    return refused if refused.exists() else used
+
+
 def own_rules(place: Place, videos: Path, *, say_so: bool = False) -> ClipRules:
     """Return the rules for groups and classes that hold for ``videos``: those of ``settings_of_videos``, or defaults.
 

@@ -11,6 +11,7 @@ import msgspec
 
 from ...base.errors import DataError
 from ...fedproto.codecs import Codec
+from ...fedproto.head import without_defaults
 from ...fedproto.records import TrainSettings
 from ..training.private import Protection, Sampling
 from .accountant import Spend, epsilon_of
@@ -67,6 +68,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report_classes: int = 0  # report by class too, for classes with at least so many held-out clips; 0: never
     share_for_evaluation: bool = False  # silos that share evaluate each other's last models
     refuse_worse: bool = False  # keep the own model where the final one is worse on the held-out clips
+    # The model in use after a run; auto: this silo's own, unless another is better beyond doubt; unset: refuse_worse's
+    adopt: Literal["auto", "federated", "own"] | None = None
     report_counts: Literal["exact", "power-of-two"] = "exact"  # numbers of clips, as they are reported
     # clip: every update is clipped and noised; record-dp: differential privacy for every clip, within a budget.
     privacy: Literal["off", "clip", "record-dp"] = "off"
@@ -107,7 +110,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def sha256(self) -> str:
         """Hash of all keys: an update made under another policy is not sent under this one."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        keys = without_defaults(msgspec.to_builtins(self), {"adopt": None})  # so that a policy without it has its hash
+        return hashlib.sha256(msgspec.json.encode(keys)).hexdigest()
 
     def rounded_count(self, count: int) -> int:
         """Return a number of clips as it is reported: exact, or the nearest power of two (on a log scale)."""
@@ -199,6 +203,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             wrong.append("report_classes: expected 0 (never) or more")
         elif self.report_classes and self.report_counts != "exact":
             wrong.append("report_classes: reports exact counts; expected 0, or report_counts = 'exact'")
+        if self.adopt is not None and self.refuse_worse:
+            wrong.append("refuse_worse: adopt says which model is used; expected one of the two keys")
         return wrong + self._mode_problems()
 
     def _mode_problems(self) -> list[str]:

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
-from ...fedproto.model_file import ModelFile
+from ...base.errors import DataError, StorageError
+from ...fedproto.head import HeadSpec, Params
+from ...fedproto.model_file import ModelFile, read_model
 from ...fedproto.records import TrainSettings
 
 KEY = "training"  # in a model file's metadata
+ROWS = "rows"  # in that of an own head: ``adoption.rows_sha256`` of what it was trained on
 
 
 class TrainingNote(msgspec.Struct, frozen=True):
@@ -40,3 +44,15 @@ def training_note(model: ModelFile) -> TrainingNote | None:
         return msgspec.json.decode(model.metadata[KEY], type=TrainingNote)
     except (KeyError, msgspec.DecodeError, UnicodeError):
         return None
+
+
+def own_head_of(
+    path: Path, head: HeadSpec, labels: tuple[str, ...], fingerprint: str, note: TrainingNote, rows: str
+) -> Params | None:
+    """Return the parameters of an own head that is there, if it was trained as ``note`` says, on these rows."""
+    try:
+        own = read_model(path)
+    except (DataError, StorageError):  # there is none, or it is lost
+        return None
+    same = (own.head, own.labels, own.fingerprint) == (head, labels, fingerprint)
+    return own.params if same and training_note(own) == note and own.metadata.get(ROWS) == rows else None

@@ -3,7 +3,8 @@
 from flamest.agent.end_of_run import FINAL_MODEL, model_in_use
 from flamest.agent.status import AgentStatus, write_status
 
-USED = {"adopted": "final", "adopted_why": "", "adopted_run": "first", "adopted_round": 80}
+GAIN = {"gain": 0.1, "low": -0.1, "high": 0.3, "clips": 20, "groups": 10}
+USED = {"adopted": "final", "adopted_why": "", "adopted_run": "first", "adopted_round": 80, "gain": GAIN}
 
 
 def test_a_restarted_daemon_knows_the_model_in_use(tmp_path):
@@ -23,4 +24,5 @@ def test_without_a_readable_status_nothing_is_claimed(tmp_path):
 def test_a_status_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / FINAL_MODEL).touch()
     (tmp_path / "status.json").write_text('{"doing": "finished", "run": "r", "adopted": "own"}')
-    assert model_in_use(tmp_path) == {"adopted": "own", "adopted_why": "", "adopted_run": "", "adopted_round": 0}
+    nothing = {"adopted_why": "", "adopted_run": "", "adopted_round": 0, "gain": {}}
+    assert model_in_use(tmp_path) == {"adopted": "own", **nothing}

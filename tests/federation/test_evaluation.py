@@ -21,7 +21,7 @@ def test_silos_that_share_measure_each_other_others_the_final_model(site):
     run = 'rounds = 3\nfinal_evaluation = "sites"'
     policy = {
         "anna": f"{SHARE}\nreport_classes = 2\nrefuse_worse = true",
-        "berta": f"{SHARE}\nreport_evaluation = false",
+        "berta": f'{SHARE}\nreport_evaluation = false\nadopt = "auto"',
         "carla": SHARE,
     }
     shared = site("shared", run=run, policy=policy)
@@ -46,6 +46,15 @@ def test_silos_that_share_measure_each_other_others_the_final_model(site):
     assert anna.adopted == ("final" if params_sha256(used.params) == final else "own")
     assert "held-out clips right" in anna.adopted_why
     assert (own.round, shared.status("carla").adopted) == (3, "final")
+
+    berta = shared.status("berta")
+    own, used = (
+        read_model(shared.folder / "berta" / "state" / name) for name in ("own.safetensors", "model.safetensors")
+    )
+    assert berta.adopted in ("own", "final", "tuned", "blend")
+    assert (berta.adopted == "own") == (params_sha256(used.params) == params_sha256(own.params))
+    evaluated = run_command("agent", "evaluate", "--dir", shared.folder / "berta")
+    assert evaluated["gain"] == berta.gain, "the command finds the same held-out clips and the same own head"
 
 
 def test_without_the_silos_consent_only_the_final_model_is_measured(site):

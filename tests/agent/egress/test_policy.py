@@ -1,5 +1,6 @@
 """The silo's policy: what it permits, refuses and reports."""
 
+import hashlib
 import pickle
 import re
 
@@ -218,3 +219,17 @@ def test_a_wrong_value_of_work_is_named_with_its_range(tmp_path, text, message):
 def test_limits_on_evaluations_are_named_with_their_range(tmp_path, key, value):
     with pytest.raises(SettingsError, match=rf"policy\.{key}: expected 0 \(none\) to 1000000"):
         policy(f"{key} = {value}", tmp_path)
+
+
+def test_adopt_and_refuse_worse_are_not_set_together():
+    assert Policy(adopt="auto").problems() == []
+    assert Policy(refuse_worse=True).problems() == []
+    [problem] = Policy(adopt="federated", refuse_worse=True).problems()
+    assert problem.startswith("refuse_worse: adopt says")
+
+
+def test_a_policy_without_adopt_has_the_hash_that_it_had():
+    without = [field.name for field in msgspec.structs.fields(Policy) if field.name != "adopt"]
+    keys = {name: getattr(Policy(), name) for name in without}
+    assert Policy().sha256 == hashlib.sha256(msgspec.json.encode(keys)).hexdigest()
+    assert Policy(adopt="auto").sha256 != Policy().sha256

@@ -1,0 +1,122 @@
+"""The heads that a silo may use after a run, and the choice among them on its own held-out clips.
+
+The silo's own head is trained on its own clips alone, with the run's settings, as ``flamest-agent train`` does. It
+stays in use unless another one is better beyond doubt (docs/decisions/048-a-gain-beyond-doubt.md). Nothing of this
+leaves the silo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ...base.errors import DataError
+from ...fedproto.head import Params
+from ...fedproto.records import RunSettings
+from .dataset import FeatureTable
+from .evaluation import clip_results
+from .federated import RoundKey, run_round
+from .gain import DOUBT, Correct, Gain, doubts, paired_gain
+from .local import LOCAL, train_locally
+from .trainer import HeadTrainer, Trainer
+
+Candidate = Literal["own", "federated", "blend", "tuned"]
+OTHERS: tuple[Candidate, ...] = ("federated", "blend", "tuned")  # the earlier one of equals is used
+TUNING_ROUNDS = 3  # of the run's local epochs
+BLEND = 0.5  # share of the tuned head
+NEEDED_GROUPS = 5  # on fewer nothing is beyond doubt
+
+
+class Adoption(msgspec.Struct, frozen=True):
+    """A silo's choice, and the figures that it was made from. They stay in the silo."""
+
+    model: Candidate
+    clips: int  # held out
+    groups: int
+    correct: dict[Candidate, int]  # of these clips
+    gain: Gain  # of the federated model over the own head
+    doubts: dict[str, float]  # p-values
+
+    @property
+    def text(self) -> str:
+        """The reason, for the status."""
+        counts = ", ".join(f"{IN_WORDS[name]} {right}" for name, right in self.correct.items())
+        found = f"of {self.clips} held-out clips in {self.groups} groups are right: {counts}"
+        if self.model != "own":
+            return f"{found}; {IN_WORDS[self.model]} is in use, better than the own one beyond doubt"
+        why = "" if self.groups >= NEEDED_GROUPS else f" (on fewer than {NEEDED_GROUPS} groups nothing can be)"
+        return f"{found}; none is better than the own one beyond doubt, so this stays in use{why}"
+
+
+IN_WORDS: dict[Candidate, str] = {
+    "own": "the own head",
+    "federated": "the final model",
+    "blend": "the blend",
+    "tuned": "the tuned one",
+}
+
+
+def own_head(trainer: Trainer, run: RunSettings, train: FeatureTable) -> Params:
+    """Train a head on this silo's rows alone, with the run's settings. Raises DataError (``diverged``)."""
+    nothing = train.rows(np.empty(0, np.int64))
+    return train_locally(trainer, train, nothing, run.train, rounds=run.rounds, seed=run.seed).params
+
+
+def candidates(
+    trainer: Trainer, run: RunSettings, federated: Params, own: Params, train: FeatureTable
+) -> dict[Candidate, Params]:
+    """Return the heads to choose among.
+
+    ``tuned``: the federated model, trained further on this silo's rows (Yu et al. 2020, arXiv 2002.04758). ``blend``:
+    half-way to it, in its parameters (Wortsman et al. 2022, arXiv 2109.01903). Both are left out where that training
+    diverges.
+    """
+    found: dict[Candidate, Params] = {"own": own, "federated": federated}
+    try:
+        tuned = _tuned_head(trainer, run, federated, train)
+    except DataError:
+        return found
+    blend = {name: _between(federated[name], tuned[name]) for name in federated}
+    return {**found, "blend": blend, "tuned": tuned}
+
+
+def choose_head(
+    trainer: HeadTrainer, heads: Mapping[Candidate, Params], held_out: FeatureTable, groups: Sequence[str]
+) -> Adoption:
+    """Choose among ``heads`` on a silo's held-out clips, one or more; ``groups``: of every clip."""
+    return choose_by({name: clip_results(trainer, params, held_out).correct for name, params in heads.items()}, groups)
+
+
+def choose_by(correct: Mapping[Candidate, Correct], groups: Sequence[str]) -> Adoption:
+    """Choose by the candidates' correct predictions [N]: the own head, or the best of those beyond doubt."""
+    own = correct["own"]
+    others: dict[str, Correct] = {name: correct[name] for name in OTHERS if name in correct}
+    found = doubts(own, others, groups)
+    better: list[Candidate] = [name for name in OTHERS if found.get(name, 1.0) <= DOUBT]
+    chosen: Candidate = max(better, key=lambda name: int(others[name].sum()), default="own")
+    right = {name: int(each.sum()) for name, each in correct.items()}
+    return Adoption(chosen, len(own), len(set(groups)), right, paired_gain(others["federated"], own, groups), found)
+
+
+def rows_sha256(table: FeatureTable) -> str:
+    """Return a hash of rows and their classes: a head trained on others is trained again."""
+    digest = hashlib.sha256(np.ascontiguousarray(table.x).tobytes())
+    digest.update(table.y.tobytes())
+    return digest.hexdigest()
+
+
+def _tuned_head(trainer: Trainer, run: RunSettings, federated: Params, train: FeatureTable) -> Params:
+    params = federated
+    for number in range(run.rounds + 1, run.rounds + 1 + TUNING_ROUNDS):
+        params = run_round(trainer, params, train, run.train, RoundKey(run.seed, number, LOCAL)).params
+    return params
+
+
+def _between(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    mean = (1 - BLEND) * first.astype(np.float64) + BLEND * second.astype(np.float64)
+    return mean.astype(np.float32)

@@ -1,0 +1,181 @@
+"""The head that a silo uses after a run: its own, unless another one is better beyond doubt on its held-out clips."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+from flamest.agent.egress.policy import Policy
+from flamest.agent.end_of_run import FINAL_MODEL, OWN_MODEL, REFUSED_MODEL, EndOfRun
+from flamest.agent.evaluate import EvaluationRequest, evaluate_on_store
+from flamest.agent.extraction.store import FeatureRow, FeatureStore
+from flamest.agent.tasks import DataSource, adopt_head
+from flamest.agent.training import adoption
+from flamest.agent.training.adoption import Adoption, choose_by
+from flamest.agent.training.local import LOCAL
+from flamest.agent.training.model_note import training_note
+from flamest.agent.worker import WorkExpired
+from flamest.base.errors import DataError
+from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
+from flamest.fedproto.model_file import read_model
+from flamest.fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, TrainSettings
+from flamest.runtime.clip_records import Clip
+
+LABELS = ("fall", "run", "walk")
+HEAD = HeadSpec(3, len(LABELS), ())
+TRAIN = TrainSettings(epochs=2, batch_size=16, learning_rate=0.05)
+RUN = RunSettings("r", LABELS, HEAD, 4, 1, 9.0, "f", train=TRAIN, seed=2)
+AUTO = Policy(min_samples=1, min_samples_override=True, hold_out=0.3, adopt="auto")
+RIGHT = {"0.weight": 20 * np.eye(3, dtype=np.float32), "0.bias": np.zeros(3, np.float32)}
+WRONG = {"0.weight": -20 * np.eye(3, dtype=np.float32), "0.bias": np.zeros(3, np.float32)}
+
+
+class InlineWorker:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def call(self, function, *arguments, until):
+        if self.error is not None:
+            raise self.error
+        return function(*arguments)
+
+
+def source_of(tmp_path, *, noise: float, groups: int = 30) -> DataSource:
+    """Four clips in each group, whose class is a direction."""
+    random, path = np.random.default_rng(1), tmp_path / "features.sqlite"
+    with FeatureStore.open(path) as store:
+        rows = []
+        for number in range(4 * groups):
+            group = number // 4
+            x = (np.eye(3)[group % 3] + noise * random.normal(size=3)).astype(np.float32)
+            clip = Clip(tmp_path / f"{number}.mp4", f"{number:064x}", LABELS[group % 3], f"scene{group}")
+            rows.append((f"{number}.mp4", FeatureRow(clip, x, 1, "f", "fp32")))
+        store.add_rows(rows)
+    return DataSource(path, None, AUTO.hold_out, 1)
+
+
+def end_of_run(tmp_path, source, policy=AUTO, *, worker=None, params=RIGHT, run=RUN):
+    """Adopt a model; returns what is in use, and its file."""
+    end = EndOfRun(tmp_path, SimpleNamespace(policy=policy), worker or InlineWorker(), source)
+    sha256 = params_sha256(params)
+    client = SimpleNamespace(fetch=lambda *_: GlobalModel(run.rounds, params, sha256))
+    used = end.adopt_model(client, run, TaskStatus(Phase.FINISHED, run.rounds, sha256, 0.0, 15.0))
+    return used, read_model(tmp_path / FINAL_MODEL)
+
+
+def correct(*right: int, of: int = 60) -> np.ndarray:
+    rows = np.zeros(of, np.bool_)
+    rows[list(right)] = True
+    return rows
+
+
+def test_the_own_head_stays_unless_another_is_better_beyond_doubt():
+    groups = [str(number // 3) for number in range(60)]
+    own = correct(*range(30))
+    slightly = correct(*range(33))
+    clearly = correct(*range(45))
+    assert choose_by({"own": own, "federated": slightly}, groups).model == "own"
+    assert choose_by({"own": own, "federated": clearly}, groups).model == "federated"
+    best = choose_by({"own": own, "federated": clearly, "blend": correct(*range(48)), "tuned": clearly}, groups)
+    assert (best.model, best.correct["blend"]) == ("blend", 48)
+    assert best.gain.gain == pytest.approx(15 / 60), "the gain is the federated model's, whichever is used"
+
+
+def test_of_equals_the_federated_model_is_used():
+    groups = [str(number) for number in range(60)]
+    same = correct(*range(40))
+    found = choose_by({"own": correct(*range(20)), "federated": same, "blend": same, "tuned": same}, groups)
+    assert found.model == "federated"
+
+
+def test_too_few_groups_are_named():
+    found = choose_by({"own": correct(), "federated": correct(*range(60))}, [str(n // 20) for n in range(60)])
+    assert found.model == "own"
+    assert "on fewer than 5 groups nothing can be" in found.text
+
+
+def test_a_better_final_model_is_used_and_its_gain_known(tmp_path):
+    slow = msgspec.structs.replace(RUN, train=msgspec.structs.replace(TRAIN, learning_rate=1e-6))
+    used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1, groups=60), run=slow)
+    assert used.model == "final", used.why
+    assert "beyond doubt" in used.why
+    assert used.gain["low"] > 0
+    assert used.gain["clips"] == 72
+    assert params_sha256(kept.params) == params_sha256(RIGHT)
+    assert training_note(kept).split == (RUN.seed, 0.3, False)
+
+
+def test_a_worse_final_model_is_not_used_and_kept_aside(tmp_path):
+    source = source_of(tmp_path, noise=0.1)
+    used, kept = end_of_run(tmp_path, source, params=WRONG)
+    assert used.model == "own"
+    assert used.gain["high"] < 0
+    own = read_model(tmp_path / OWN_MODEL)
+    assert params_sha256(kept.params) == params_sha256(own.params)
+    assert own.run == LOCAL
+    assert params_sha256(read_model(tmp_path / REFUSED_MODEL).params) == params_sha256(WRONG)
+    end_of_run(tmp_path, source, Policy(hold_out=0.3))
+    assert not (tmp_path / REFUSED_MODEL).exists(), "the next final model is in use"
+
+
+def test_the_own_head_is_that_of_a_training_alone_and_trained_once(tmp_path, monkeypatch):
+    source = source_of(tmp_path, noise=0.1)
+    end_of_run(tmp_path, source)
+    compared = evaluate_on_store(tmp_path / FINAL_MODEL, EvaluationRequest(source.store, threads=1))
+    monkeypatch.setattr(adoption, "train_locally", lambda *_, **__: pytest.fail("it is there already"))
+    again = end_of_run(tmp_path, source)[0]
+    assert again.gain["clips"] == compared["clips"]
+    monkeypatch.undo()
+    (tmp_path / OWN_MODEL).unlink()
+    assert evaluate_on_store(tmp_path / FINAL_MODEL, EvaluationRequest(source.store, threads=1)) == compared
+
+
+def test_an_own_head_of_other_clips_is_trained_again(tmp_path):
+    source = source_of(tmp_path, noise=0.1)
+    end_of_run(tmp_path, source)
+    before = read_model(tmp_path / OWN_MODEL).metadata["rows"]
+    source.store.unlink()
+    end_of_run(tmp_path, source_of(tmp_path, noise=0.2))
+    assert read_model(tmp_path / OWN_MODEL).metadata["rows"] != before
+
+
+def test_without_held_out_clips_the_own_head_is_used(tmp_path):
+    source = source_of(tmp_path, noise=0.1)
+    one = DataSource(source.store, None, 0.0, 1)
+    used, _ = end_of_run(tmp_path, one, msgspec.structs.replace(AUTO, hold_out=0.0))
+    assert (used.model, dict(used.gain)) == ("own", {})
+    assert "no clips are held out" in used.why
+
+
+def test_the_own_head_on_request_shows_the_gain_too(tmp_path):
+    used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), msgspec.structs.replace(AUTO, adopt="own"))
+    assert used.model == "own"
+    assert used.gain["clips"] == 36
+    assert params_sha256(kept.params) == params_sha256(read_model(tmp_path / OWN_MODEL).params)
+
+
+@pytest.mark.parametrize("error", [WorkExpired("late"), DataError("diverged", fix="", code="diverged")])
+def test_a_comparison_that_fails_leaves_the_final_model_in_use(tmp_path, error):
+    used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), worker=InlineWorker(error))
+    assert used.model == "final"
+    assert error.code in used.why
+    assert params_sha256(kept.params) == params_sha256(RIGHT)
+
+
+def test_without_the_key_nothing_is_trained_and_the_final_model_used(tmp_path):
+    used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), Policy(hold_out=0.3), params=WRONG)
+    assert (used.model, used.why, dict(used.gain)) == ("final", "", {})
+    assert not (tmp_path / OWN_MODEL).exists()
+    assert params_sha256(kept.params) == params_sha256(WRONG)
+
+
+def test_a_tuned_head_that_diverges_is_no_candidate(tmp_path, monkeypatch):
+    def diverge(*_, **__):
+        raise DataError("diverged", fix="", code="diverged")
+
+    monkeypatch.setattr(adoption, "run_round", diverge)
+    found = adopt_head(source_of(tmp_path, noise=0.1), RUN, initial_params(HEAD, 1), tmp_path / OWN_MODEL, AUTO)
+    assert isinstance(found.adoption, Adoption)
+    assert set(found.adoption.correct) == {"own", "federated"}
