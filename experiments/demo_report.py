@@ -16,11 +16,11 @@ from ..base.process import usable_cores
 from ..fedproto.head import HeadSpec
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.packaged import MINIWORLD
+from ..runtime.video.pictures import frames_at, keyframe_strip
 from .demo_checks import DemoRequest
 from .demo_evaluation import TRAIN, ReferenceAccuracies, training_text
 from .demo_examples import ExampleClip, ExampleClips
 from .report.record import ClipPrediction, DemoReport, RoundAccuracy, RunInputs, SiloReport
-from .report.video_frames import frames_at, keyframe_strip
 from .silos import Split, is_miniworld
 
 PACKAGES = ("numpy", "onnxruntime", "grpcio", "av", "scikit-learn")

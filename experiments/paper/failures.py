@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...agent.extraction.store import ClipNote
 from ...base.errors import DataError, StorageError
-from ..report.html import count, definitions, image, node
+from ...base.html import count, definitions, image, node
 from .features import table_name
 from .inputs import ExperimentInputs
 from .jobs import Job, Results, RunResult
@@ -102,7 +102,7 @@ def _keyframes(videos: Path | None, note: ClipNote, times_s: Sequence[float]) ->
     """The stored keyframes as small JPEGs; none without the videos or when the clip cannot be read."""
     if videos is None or not times_s or not (videos / note.file).is_file():
         return ()
-    from ..report.video_frames import frames_at
+    from ...runtime.video.pictures import frames_at
 
     try:
         return frames_at(videos / note.file, times_s, segment=note.segment)

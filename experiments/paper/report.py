@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from ..report.html import Child, definitions, image, node, scroll, table, write_document
+from ...base.html import Child, definitions, image, node, scroll, table, write_document
 from .findings import Finding
 from .table_output import paper_number, row_numbers, shown, signed
 from .tables import HEADINGS, MEASURED, Row, TableResult

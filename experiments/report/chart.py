@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from .html import node, percent
+from ...base.html import node, percent
 
 HEIGHT = 300  # of the plot in CSS pixels, at any width; style.py has the same number
 LINE_HEIGHT = 20  # CSS pixels, minimum distance of two labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from .html import Child, count, definitions, image, meter_bar, node, section
+from ...base.html import Child, count, definitions, image, meter_bar, node, section
 from .record import ClipPrediction, DemoReport
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
-from .html import Child, count, data_size, definitions, node, percent, scroll, section, table
+from ...base.html import Child, count, data_size, definitions, node, percent, scroll, section, table
 from .record import DemoReport
 
 STAGES = {  # of the extraction, in words

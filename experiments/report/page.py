@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from ...base.html import count, duration, node, timestamp, write_document
 from .clips import examples
 from .computation import computation, reproduction
-from .html import count, duration, node, timestamp, write_document
 from .record import DemoReport
 from .results import headline, rounds, silos
 

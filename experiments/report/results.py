@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
+from ...base.html import Child, count, meter_bar, node, percent, scroll, section, table
 from .chart import Baseline, accuracy_chart
-from .html import Child, count, meter_bar, node, percent, scroll, section, table
 from .record import DemoReport, SiloReport
 
 FEW_CLIPS = 1000  # with more test clips, one clip is less than the accuracy's last digit

@@ -1,4 +1,4 @@
-"""The report's style sheet: light, dark, phone and print."""
+"""The style sheet of all pages that are one file: light, dark, phone and print."""
 
 LIGHT = """
   --ground: #f7f6f3; --card: #ffffff; --ink: #1d2126; --muted: #58606a; --line: #e3e1dc; --track: #ecebe7;

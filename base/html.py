@@ -1,4 +1,4 @@
-"""Elements of a report page, the formatting of numbers, and the page's file."""
+"""HTML pages without scripts and without anything to load: elements, number formats, the file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
-from ...base.files import write_atomic
-from .style import STYLE
+from .files import write_atomic
+from .html_style import STYLE
 
 Child = Element | str | None
 

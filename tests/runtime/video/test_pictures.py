@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 from flamest.base.errors import DataError
-from flamest.experiments.report.video_frames import frames_at, keyframe_strip
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.clip_records import Segment
 from flamest.runtime.video.decoder import VideoDecoder
+from flamest.runtime.video.pictures import frames_at, keyframe_strip
 from PIL import Image
 
 GREY = FramePreprocessing(size=32, fit="crop", filter="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -1,4 +1,4 @@
-"""Small pictures of a clip's frames, for the reports. Videos are decoded in the decoder process alone."""
+"""Small pictures of a clip's frames, for pages. Videos are decoded in the decoder process alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError, MissingExtra
-from ...runtime.bundle.manifest import FramePreprocessing, KeyframeRule
-from ...runtime.clip_records import Segment
-from ...runtime.keyframes import uniform_indices
-from ...runtime.video.decoder import VideoDecoder
+from ..bundle.manifest import FramePreprocessing, KeyframeRule
+from ..clip_records import Segment
+from ..keyframes import uniform_indices
+from .decoder import VideoDecoder
 
 # For a single frame, which is taken at its full size: the small one is not used.
 ONE_FRAME = KeyframeRule(
