@@ -28,6 +28,7 @@ FINAL_MODEL = "model.safetensors"  # in use at this silo: the run's, or this sil
 # This silo's own head: trained alone (policy.adopt), or as the last round's training left it (policy.refuse_worse).
 OWN_MODEL = "own.safetensors"
 REFUSED_MODEL = "model.refused.safetensors"  # the run's final model where another one is in use
+IN_STATUS = {"federated": "final"}  # names of heads that the status has otherwise
 ADOPT_WITHIN_S = 24 * 3600.0  # to train a head alone and tune another: as long as all rounds of a run
 WITHIN_S = 3600.0  # to fetch and evaluate all models of a final evaluation; the paper's head takes a second each
 
@@ -132,7 +133,7 @@ class EndOfRun:
         final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, task.round, note)
         kept, used = self._choose(run, model, final)
         refused = self._state / REFUSED_MODEL
-        if kept is final:
+        if used.model == "final":
             refused.unlink(missing_ok=True)  # of an earlier run
         else:
             write_model(refused, final)
@@ -168,9 +169,8 @@ class EndOfRun:
             why = f"the final model is in use: it could not be compared with a head of this silo's own ({error.code})"
             return final, ModelInUse("final", why, final.round)
         gain = msgspec.to_builtins(head.adoption.gain) if head.adoption else {}
-        if head.candidate == "federated":
-            return final, ModelInUse("final", head.why, final.round, gain)
-        return replace(final, params=head.params), ModelInUse(head.candidate, head.why, final.round, gain)
+        kept = replace(final, params=head.params, calibration=head.calibration)
+        return kept, ModelInUse(IN_STATUS.get(head.candidate, head.candidate), head.why, final.round, gain)
 
     def _compare(self, run: RunSettings, model: GlobalModel) -> ModelChoice | None:
         """Decide whether the own model stays in use; None when the policy does not ask, or the comparison failed."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..base.errors import DataError, StorageError
 from ..base.files import remove_unfinished
+from ..fedproto.calibration import Calibration, make_calibration
 from ..fedproto.codecs import Codec, encode_delta
 from ..fedproto.head import HeadSpec, Params
 from ..fedproto.model_file import ModelFile, read_model, write_model
@@ -43,6 +44,7 @@ from .training.trainer import HeadTrainer
 from .worker import report_progress
 
 PROGRESS_EVERY_S = 2.0
+IN_USE = "this silo's own head is in use (policy.adopt)"
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class AdoptedHead:
     candidate: Candidate
     params: Params
     why: str
-    adoption: Adoption | None  # None: no clips are held out
+    adoption: Adoption | None = None  # None: no clips are held out
+    calibration: Calibration | None = None  # by the held-out clips; None: they are too few
 
 
 def adopt_head(source: DataSource, run: RunSettings, federated: Params, own_file: Path, policy: Policy) -> AdoptedHead:
@@ -174,20 +177,20 @@ def adopt_head(source: DataSource, run: RunSettings, federated: Params, own_file
     data = _load(source, run, policy)
     if not len(data.train):
         why = "the final model is in use: there are no clips to train a head of this silo's own on"
-        return AdoptedHead("federated", federated, why, None)
+        return AdoptedHead("federated", federated, why)
     trainer = _trainer(run.head, source.threads)
     own = _own_head(trainer, source, run, data, own_file, policy)
-    groups = data.held_out_rows.groups
-    if policy.adopt == "own":
-        heads: dict[Candidate, Params] = {"own": own, "federated": federated}
-        found = choose_head(trainer, heads, data.held_out, groups) if groups else None
-        return AdoptedHead("own", own, "this silo's own head is in use (policy.adopt)", found)
+    held_out, groups, forced = data.held_out, data.held_out_rows.groups, policy.adopt == "own"
     if not groups:
-        why = "this silo's own head is in use: no clips are held out, on which another could be found better"
-        return AdoptedHead("own", own, why, None)
-    heads = candidates(trainer, run, federated, own, data.train)
-    found = choose_head(trainer, heads, data.held_out, groups)
-    return AdoptedHead(found.model, heads[found.model], found.text, found)
+        why = "no clips are held out, on which another could be found better"
+        return AdoptedHead("own", own, IN_USE if forced else f"this silo's own head is in use: {why}")
+    heads: dict[Candidate, Params] = {"own": own, "federated": federated}
+    if not forced:
+        heads = candidates(trainer, run, federated, own, data.train)
+    found = choose_head(trainer, heads, held_out, groups)
+    chosen = "own" if forced else found.model
+    calibration = make_calibration(trainer.logits(heads[chosen], held_out.x), held_out.y)
+    return AdoptedHead(chosen, heads[chosen], IN_USE if forced else found.text, found, calibration)
 
 
 def _own_head(

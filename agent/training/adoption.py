@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ...base.errors import DataError
+from ...fedproto.calibration import fit_temperature, probabilities
 from ...fedproto.head import Params
 from ...fedproto.records import RunSettings
 from .dataset import FeatureTable
-from .evaluation import clip_results
 from .federated import RoundKey, run_round
-from .gain import DOUBT, Correct, Gain, doubts, paired_gain
+from .gain import DOUBT, Correct, Gain, Values, doubts, paired_gain
 from .local import LOCAL, train_locally
 from .trainer import HeadTrainer, Trainer
 
@@ -85,22 +85,51 @@ def candidates(
     return {**found, "blend": blend, "tuned": tuned}
 
 
+class Answered(NamedTuple):
+    """A head's answers on N clips."""
+
+    correct: Correct  # [N]
+    score: Values  # [N], the calibrated probability of the right class
+
+
 def choose_head(
     trainer: HeadTrainer, heads: Mapping[Candidate, Params], held_out: FeatureTable, groups: Sequence[str]
 ) -> Adoption:
     """Choose among ``heads`` on a silo's held-out clips, one or more; ``groups``: of every clip."""
-    return choose_by({name: clip_results(trainer, params, held_out).correct for name, params in heads.items()}, groups)
+    return choose_by(
+        {name: answered(trainer.logits(params, held_out.x), held_out.y) for name, params in heads.items()}, groups
+    )
 
 
-def choose_by(correct: Mapping[Candidate, Correct], groups: Sequence[str]) -> Adoption:
-    """Choose by the candidates' correct predictions [N]: the own head, or the best of those beyond doubt."""
-    own = correct["own"]
-    others: dict[str, Correct] = {name: correct[name] for name in OTHERS if name in correct}
-    found = doubts(own, others, groups)
-    better: list[Candidate] = [name for name in OTHERS if found.get(name, 1.0) <= DOUBT]
-    chosen: Candidate = max(better, key=lambda name: int(others[name].sum()), default="own")
-    right = {name: int(each.sum()) for name, each in correct.items()}
-    return Adoption(chosen, len(own), len(set(groups)), right, paired_gain(others["federated"], own, groups), found)
+def answered(logits: npt.NDArray[Any], y: npt.NDArray[np.int64]) -> Answered:
+    """Return the answers of ``logits`` [N, classes] on clips of the classes ``y`` [N].
+
+    The score is the chance that an answer drawn from the probabilities is right, at the head's own temperature, so that
+    it is no advantage to be too sure. It varies less from clip to clip than right and wrong, so it shows more. Where
+    the logits are not finite, the answer is wrong and the score 0.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    correct, score = np.zeros(len(y), np.bool_), np.zeros(len(y))
+    if finite.any():
+        known, of_class = logits[finite].astype(np.float64), y[finite]
+        correct[finite] = known.argmax(axis=1) == of_class
+        score[finite] = probabilities(known / fit_temperature(known, of_class))[np.arange(len(of_class)), of_class]
+    return Answered(correct, score)
+
+
+def choose_by(answers: Mapping[Candidate, Answered], groups: Sequence[str]) -> Adoption:
+    """Choose by the candidates' answers: the own head, or the best of those beyond doubt.
+
+    Beyond doubt are those whose scores pass the test, with no fewer correct predictions than the own head.
+    """
+    own, others = answers["own"], {name: answers[name] for name in OTHERS if name in answers}
+    right = {name: int(each.correct.sum()) for name, each in answers.items()}
+    scores: dict[str, Values] = {name: each.score for name, each in others.items()}
+    found = doubts(own.score, scores, groups)
+    better = [name for name in others if found[name] <= DOUBT and right[name] >= right["own"]]
+    chosen: Candidate = max(better, key=lambda name: float(scores[name].sum()), default="own")
+    gain = paired_gain(others["federated"].correct, own.correct, groups)
+    return Adoption(chosen, len(own.correct), len(set(groups)), right, gain, found)
 
 
 def rows_sha256(table: FeatureTable) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Correct = npt.NDArray[np.bool_]  # [N], by clip: is the prediction right?
-Values = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]  # [N], by clip
 
 CONFIDENCE = 0.95
 DOUBT = 0.05  # probability with which a model that is no better may pass the test
@@ -72,20 +72,21 @@ def class_gains(model: Correct, other: Correct, groups: Sequence[str], y: npt.ND
     return found
 
 
-def doubts(own: Correct, candidates: Mapping[str, Correct], groups: Sequence[str]) -> dict[str, float]:
+def doubts(own: Values, candidates: Mapping[str, Values], groups: Sequence[str]) -> dict[str, float]:
     """Return, for each candidate, how likely as good a result is if none of them were better than ``own``: a p-value.
 
-    Under that hypothesis a group's difference of correct predictions is as likely as its negative. Every choice of
-    signs for the groups is tried (a sample of them for more than ``ALL_FLIPS`` groups), with the same signs for all
-    candidates, and a candidate is held against the largest statistic of all: so the chance that any of them passes
-    without being better is at most ``DOUBT``, however many there are and however alike (Westfall and Young 1993;
-    Nichols and Holmes 2002, doi 10.1002/hbm.1058). With one candidate and groups of one clip it is McNemar's exact
-    test. Groups on which no candidate differs have no influence: with fewer than 5 others nothing passes.
+    ``own`` and candidates: scores of N clips, more is better. Under that hypothesis a group's difference of scores is
+    as likely as its negative. Every choice of signs for the groups is tried (a sample of them for more than
+    ``ALL_FLIPS`` groups), with the same signs for all candidates, and a candidate is held against the largest statistic
+    of all: so the chance that any of them passes without being better is at most ``DOUBT``, however many there are and
+    however alike (Westfall and Young 1993; Nichols and Holmes 2002, doi 10.1002/hbm.1058). With one candidate, groups
+    of one clip and scores of 0 and 1 it is McNemar's exact test. Groups on which no candidate differs have no
+    influence: with fewer than 5 others nothing passes.
     """
     names = list(candidates)
-    right = [_by_group(correct, groups)[0] for correct in (own, *candidates.values())]
-    table = np.array(right[1:]).reshape(len(names), len(right[0])).T - right[0][:, None]  # [groups, candidates]
-    table = table[np.any(table != 0, axis=1)]
+    sums = [_by_group(scores, groups)[0] for scores in (own, *candidates.values())]
+    table = np.array(sums[1:]).reshape(len(names), len(sums[0])).T - sums[0][:, None]  # [groups, candidates]
+    table = table[np.any(np.abs(table) > TIE, axis=1)]
     if not table.size:
         return dict.fromkeys(names, 1.0)
     scale = np.sqrt((table**2).sum(axis=0))
@@ -101,11 +102,11 @@ def doubts(own: Correct, candidates: Mapping[str, Correct], groups: Sequence[str
     return dict(zip(names, (above / tried).tolist(), strict=True))
 
 
-def _by_group(correct: Correct, groups: Sequence[str]) -> tuple[Values, Values]:
-    """Return the correct predictions and the clips of each group."""
+def _by_group(scores: Correct | Values, groups: Sequence[str]) -> tuple[Values, Values]:
+    """Return the sum of scores, like correct predictions, and the clips of each group."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    right = np.bincount(group, weights=correct.astype(np.float64))
-    return np.asarray(right, np.float64), np.bincount(group).astype(np.float64)
+    sums = np.bincount(group, weights=scores.astype(np.float64))
+    return np.asarray(sums, np.float64), np.bincount(group).astype(np.float64)
 
 
 def _interval(sums: Values, clips: Values, *, added: Sequence[float]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from flamest.agent.evaluate import EvaluationRequest, evaluate_on_store
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, adopt_head
 from flamest.agent.training import adoption
-from flamest.agent.training.adoption import Adoption, choose_by
+from flamest.agent.training.adoption import Adoption, Answered, answered, choose_by
 from flamest.agent.training.local import LOCAL
 from flamest.agent.training.model_note import training_note
 from flamest.agent.worker import WorkExpired
@@ -65,10 +65,11 @@ def end_of_run(tmp_path, source, policy=AUTO, *, worker=None, params=RIGHT, run=
     return used, read_model(tmp_path / FINAL_MODEL)
 
 
-def correct(*right: int, of: int = 60) -> np.ndarray:
+def correct(*right: int, of: int = 60) -> Answered:
+    """Answers of which these are right and certain, the others wrong and certain."""
     rows = np.zeros(of, np.bool_)
     rows[list(right)] = True
-    return rows
+    return Answered(rows, rows.astype(np.float64))
 
 
 def test_the_own_head_stays_unless_another_is_better_beyond_doubt():
@@ -90,6 +91,30 @@ def test_of_equals_the_federated_model_is_used():
     assert found.model == "federated"
 
 
+def test_a_head_with_fewer_correct_predictions_is_never_used():
+    groups = [str(number) for number in range(60)]
+    own = Answered(np.arange(60) < 40, np.full(60, 0.5))
+    surer = Answered(np.arange(60) < 39, np.full(60, 0.6))
+    found = choose_by({"own": own, "federated": surer}, groups)
+    assert found.doubts["federated"] < 0.001
+    assert found.model == "own"
+
+
+def test_a_head_that_is_only_surer_has_the_same_score():
+    random = np.random.default_rng(5)
+    y = random.integers(0, 3, 50)
+    logits = random.normal(size=(50, 3)) + np.eye(3)[y]
+    assert np.allclose(answered(logits, y).score, answered(7 * logits, y).score, atol=1e-6)
+
+
+def test_logits_that_are_not_finite_are_wrong_answers():
+    logits, y = 5 * np.eye(3), np.arange(3)
+    logits[1, 2] = np.nan
+    found = answered(logits, y)
+    assert (found.correct.tolist(), found.score[1]) == ([True, False, True], 0.0)
+    assert answered(np.full((2, 3), np.inf), y[:2]).score.tolist() == [0.0, 0.0]
+
+
 def test_too_few_groups_are_named():
     found = choose_by({"own": correct(), "federated": correct(*range(60))}, [str(n // 20) for n in range(60)])
     assert found.model == "own"
@@ -99,11 +124,12 @@ def test_too_few_groups_are_named():
 def test_a_better_final_model_is_used_and_its_gain_known(tmp_path):
     slow = msgspec.structs.replace(RUN, train=msgspec.structs.replace(TRAIN, learning_rate=1e-6))
     used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1, groups=60), run=slow)
-    assert used.model == "final", used.why
-    assert "beyond doubt" in used.why
+    assert used.model in ("final", "blend", "tuned"), used.why
+    assert "better than the own one beyond doubt" in used.why
     assert used.gain["low"] > 0
     assert used.gain["clips"] == 72
-    assert params_sha256(kept.params) == params_sha256(RIGHT)
+    assert (params_sha256(kept.params) == params_sha256(RIGHT)) == (used.model == "final")
+    assert kept.calibration.clips == 72
     assert training_note(kept).split == (RUN.seed, 0.3, False)
 
 
