@@ -14,19 +14,20 @@ import msgspec
 from ..base.errors import DataError, FlamestError, StorageError, UnreachableError
 from ..base.log import LimitedLog, Log
 from ..fedproto.model_file import ModelFile, read_model, write_model
-from ..fedproto.records import GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
+from ..fedproto.records import OWN_HEAD, GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
 from .client import CoordinatorClient, DuplicateIdentity, RunChanged
+from .egress.evaluation_limits import EvaluationPlan
 from .egress.guard import EgressGuard
 from .egress.policy import PolicyRefused
 from .status import read_status
-from .tasks import DataSource, adopt_head, choose_model, evaluate_model, training_note_of
+from .tasks import DataSource, adopt_head, choose_model, evaluate_model, evaluate_own_head, training_note_of
 from .training.client_state import ClientState
 from .training.evaluation import ModelChoice
 from .worker import Worker, WorkerCrashed, WorkExpired
 
 FINAL_MODEL = "model.safetensors"  # in use at this silo: the run's, or this silo's own where that was better
-# This silo's own head: trained alone (policy.adopt), or as the last round's training left it (policy.refuse_worse).
-OWN_MODEL = "own.safetensors"
+OWN_MODEL = "own.safetensors"  # as the last round's training left it (policy.refuse_worse)
+ALONE_MODEL = "alone.safetensors"  # this silo's own head, trained on its clips alone (policy.adopt, report_gain)
 REFUSED_MODEL = "model.refused.safetensors"  # the run's final model where another one is in use
 IN_STATUS = {"federated": "final"}  # names of heads that the status has otherwise
 ADOPT_WITHIN_S = 24 * 3600.0  # to train a head alone and tune another: as long as all rounds of a run
@@ -78,7 +79,7 @@ class EndOfRun:
             return
         if plan.declined:
             asked_log.warning("evaluation_declined", who="coordinator", round=task.round, reason=plan.declined)
-        results = self._results(client, run, task, plan.subjects) if plan.sent is None else plan.sent
+        results = self._results(client, run, task, plan) if plan.sent is None else plan.sent
         try:
             self._guard.send_evaluation(client, run, task, results)
         except (DataError, StorageError) as refused:
@@ -105,14 +106,14 @@ class EndOfRun:
             )
 
     def _results(
-        self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, subjects: int
+        self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, plan: EvaluationPlan
     ) -> list[SubjectEvaluation]:
         """Evaluate so many of the offered models; none when the policy reports nothing on this silo's clips,
         or when it takes too long."""
         results: list[SubjectEvaluation] = []
         until = time.monotonic() + WITHIN_S
         try:
-            for subject in range(subjects):
+            for subject in range(plan.subjects):
                 params = client.fetch_subject(run, task, subject)
                 evaluation = self._worker.call(evaluate_model, self._source, run, params, self._policy, until=until)
                 if evaluation is None:
@@ -124,7 +125,18 @@ class EndOfRun:
             asked_log.error("evaluation_failed", who="coordinator", round=task.round, code=error.code)
             log.debug("evaluation_failed", detail=error.message)
             return []  # an incomplete evaluation is not reported
-        return results
+        return [*results, *self._own_results(run)] if plan.own else results
+
+    def _own_results(self, run: RunSettings) -> list[SubjectEvaluation]:
+        """Train a head on this silo's clips alone and evaluate it; nothing when that fails."""
+        own = self._state / ALONE_MODEL
+        try:
+            until = time.monotonic() + ADOPT_WITHIN_S
+            found = self._worker.call(evaluate_own_head, self._source, run, own, self._policy, until=until)
+        except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
+            self._note_uncompared(error)
+            return []
+        return [] if found is None else [SubjectEvaluation(OWN_HEAD, found)]
 
     def adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> ModelInUse:
         """Fetch the final model and use it, or another one where the policy finds that better."""
@@ -160,7 +172,7 @@ class EndOfRun:
 
     def _adopt(self, run: RunSettings, model: GlobalModel, final: ModelFile) -> tuple[ModelFile, ModelInUse]:
         """Choose as ``policy.adopt`` says."""
-        own = self._state / OWN_MODEL
+        own = self._state / ALONE_MODEL
         try:
             until = time.monotonic() + ADOPT_WITHIN_S
             head = self._worker.call(adopt_head, self._source, run, model.params, own, self._policy, until=until)

@@ -15,7 +15,7 @@ from ..base.errors import DataError
 from ..base.progress import progress_bar
 from ..fedproto.model_file import ModelFile, read_model
 from .answers import Answers
-from .end_of_run import OWN_MODEL
+from .end_of_run import ALONE_MODEL
 from .extraction.aliases import NO_ALIASES, LabelAliases
 from .extraction.store import FeatureStore
 from .extraction.store_records import StoredFeatures
@@ -169,7 +169,7 @@ def _own_model(
         return None, "the model does not say how it was trained; --own FILE gives one of flamest-agent train"
     if clips.split is None:
         return None, "no clips are held out, on which it could be compared"
-    kept, rows = path.with_name(OWN_MODEL), rows_sha256(clips.train)
+    kept, rows = path.with_name(ALONE_MODEL), rows_sha256(clips.train)
     if (known := own_head_of(kept, model.head, model.labels, model.fingerprint, note, rows)) is not None:
         return ModelFile(model.head, known, model.labels, model.fingerprint, LOCAL, note.rounds), ""
     trainer = HeadTrainer(model.head, threads=request.threads)

@@ -174,6 +174,7 @@ hold_out = 0.2                # share of groups kept from training, to evaluate 
 # evaluations_per_day = 400   # report at most so many within 24 hours; updates go on without them
 # evaluations_per_month = 1200  # and so many within 30 days
 # report_classes = 10         # report by class too, for classes with so many held-out clips
+# report_gain = true          # report how a head trained alone does, where the run asks (docs/guides/evaluation.md)
 # share_for_evaluation = true # silos that share too may evaluate this silo's last model (docs/guides/evaluation.md)
 # adopt = "auto"              # after a run: a head of its own, unless another is better (docs/guides/evaluation.md)
 # refuse_worse = true         # without adopt: the last round's training where the final model is worse

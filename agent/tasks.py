@@ -193,6 +193,17 @@ def adopt_head(source: DataSource, run: RunSettings, federated: Params, own_file
     return AdoptedHead(chosen, heads[chosen], IN_USE if forced else found.text, found, calibration)
 
 
+def evaluate_own_head(source: DataSource, run: RunSettings, own_file: Path, policy: Policy) -> Evaluation | None:
+    """Evaluate a head trained on this silo's clips alone, as far as the policy reports it; None: nothing is reported.
+
+    Raises DataError (``diverged``).
+    """
+    data = _load(source, run, policy)
+    trainer = _trainer(run.head, source.threads)
+    own = _own_head(trainer, source, run, data, own_file, policy)
+    return reported_evaluation(trainer, own, data, policy, source.secret)
+
+
 def _own_head(
     trainer: HeadTrainer, source: DataSource, run: RunSettings, data: SiloData, own_file: Path, policy: Policy
 ) -> Params:

@@ -36,6 +36,7 @@ from .codecs import Codec
 from .head import HeadSpec, Params, without_defaults
 
 PROTOCOL = 1  # a coordinator serves its own protocol and the one before
+OWN_HEAD = MAX_SUBJECTS  # subject of a final evaluation; those that a silo is asked to fetch are below
 ADAM_BETAS = (0.9, 0.999)  # of local training (torch.optim.Adam's defaults); the norm bound follows from them
 
 
@@ -121,7 +122,7 @@ _STRATEGY_NUMBERS = (
 
 # Fields that are left out of the canonical JSON at their default.
 _TRAIN_DEFAULTS = {"learning_rate_decay": 1.0, "class_balanced": False}
-_RUN_DEFAULTS = {"codec": "fp32", "final_evaluation": "none"}
+_RUN_DEFAULTS = {"codec": "fp32", "final_evaluation": "none", "gains": False}
 _STRATEGY_DEFAULTS = {
     "alpha": 0.0,
     "server_momentum": 0.0,
@@ -152,6 +153,7 @@ class RunSettings(_Record, frozen=True):
     codec: Codec = "fp32"  # the coarsest that a silo may send, and the one that models are sent in
     # After the last round silos evaluate nothing, the final model, or also the last updates of silos that agreed.
     final_evaluation: Literal["none", "model", "sites"] = "none"
+    gains: bool = False  # with it silos that agree also report how a head trained on their own clips alone does
 
     def encode(self) -> bytes:
         """Return the canonical JSON: fields in their order, some only where they differ from their default."""
@@ -178,6 +180,8 @@ class RunSettings(_Record, frozen=True):
             *(f"strategy.{problem}" for problem in self.strategy.problems()),
             *(f"train.{problem}" for problem in self.train.problems()),
         ]
+        if self.gains and self.final_evaluation == "none":
+            wrong.append("gains: are of the final model; expected final_evaluation = 'model' or 'sites'")
         if len(self.labels) != self.head.outputs:
             wrong.append(f"labels: {len(self.labels)}, the head has {self.head.outputs} outputs")
         if self.train.batch_size * sum(self.head.widths) > MAX_ACTIVATIONS:
@@ -285,7 +289,7 @@ class Evaluation:
 class SubjectEvaluation:
     """Results of one of the models of a final evaluation on a silo's held-out clips."""
 
-    subject: int  # 0: the run's final model
+    subject: int  # 0: the run's final model; OWN_HEAD: a head that the silo trained on its own clips alone
     evaluation: Evaluation
 
 

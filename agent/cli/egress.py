@@ -120,7 +120,10 @@ def _toml(value: object) -> str:
 
 def _result(result: ReportedResult) -> str:
     """Return everything that was reported about one model."""
-    model = "the run's model" if result.subject == 0 else f"model {result.subject}"
+    from ...fedproto.records import OWN_HEAD
+
+    named = {0: "the run's model", OWN_HEAD: "a head trained on this silo's clips alone"}
+    model = named.get(result.subject, f"model {result.subject}")
     classes = ", ".join(f"{correct} of {count} of class {label}" for label, correct, count in result.by_class)
     return (
         f"reported: {model} predicts {result.correct} of {result.count} held-out clips correctly"

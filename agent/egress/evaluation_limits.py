@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ...base.files import sha256_bytes
-from ...fedproto.records import RunSettings, SubjectEvaluation, TaskStatus
+from ...fedproto.records import OWN_HEAD, RunSettings, SubjectEvaluation, TaskStatus
 from .ledger import Ledger
 from .policy import Policy, PolicyRefused
 from .quotas import MONTH_DAYS
@@ -27,6 +27,7 @@ class EvaluationPlan:
 
     subjects: int  # models to evaluate, the final one first; 0: none, the silo declines
     declined: str = ""  # why the silo declines
+    own: bool = False  # and a head that this silo trains on its own clips alone
     sent: tuple[SubjectEvaluation, ...] | None = None  # what left before: the same is sent again
 
 
@@ -66,7 +67,8 @@ def _first_plan(run: RunSettings, task: TaskStatus, policy: Policy, ledger: Ledg
         return EvaluationPlan(0, withheld)
     left = evaluations_left(policy, ledger)
     sites = MAX_SITES if run.final_evaluation == "sites" and policy.share_for_evaluation else 0
-    return EvaluationPlan(max(0, min(task.subjects, 1 + sites, left)))
+    subjects = max(0, min(task.subjects, 1 + sites, left))
+    return EvaluationPlan(subjects, own=run.gains and policy.report_gain and left > subjects)
 
 
 def withheld_reason(run: RunSettings, policy: Policy, ledger: Ledger) -> str:
@@ -101,4 +103,7 @@ def is_planned(results: Sequence[SubjectEvaluation], plan: EvaluationPlan) -> bo
     """Return whether ``results`` are what ``plan`` allows: the same again, or at most the models planned."""
     if plan.sent is not None:
         return tuple(results) == plan.sent
-    return [one.subject for one in results] == list(range(len(results))) and len(results) <= plan.subjects
+    subjects = [one.subject for one in results]
+    if plan.own and len(subjects) > 1 and subjects[-1] == OWN_HEAD:
+        subjects.pop()
+    return subjects == list(range(len(subjects))) and len(subjects) <= plan.subjects

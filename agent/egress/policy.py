@@ -66,6 +66,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluations_per_day: int = DEFAULT_EVALUATIONS  # models whose evaluation is reported within 24 hours
     evaluations_per_month: int = MONTHLY_EVALUATIONS  # models whose evaluation is reported within 30 days
     report_classes: int = 0  # report by class too, for classes with at least so many held-out clips; 0: never
+    report_gain: bool = False  # report, where the run asks, how a head trained on this silo's clips alone does
     share_for_evaluation: bool = False  # silos that share evaluate each other's last models
     refuse_worse: bool = False  # keep the own model where the final one is worse on the held-out clips
     # The model in use after a run; auto: this silo's own, unless another is better beyond doubt; unset: refuse_worse's
@@ -110,7 +111,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def sha256(self) -> str:
         """Hash of all keys: an update made under another policy is not sent under this one."""
-        keys = without_defaults(msgspec.to_builtins(self), {"adopt": None})  # so that a policy without it has its hash
+        keys = without_defaults(
+            msgspec.to_builtins(self), {"report_gain": False, "adopt": None}
+        )  # a policy without them has the same as ever
         return hashlib.sha256(msgspec.json.encode(keys)).hexdigest()
 
     def rounded_count(self, count: int) -> int:
@@ -203,6 +206,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             wrong.append("report_classes: expected 0 (never) or more")
         elif self.report_classes and self.report_counts != "exact":
             wrong.append("report_classes: reports exact counts; expected 0, or report_counts = 'exact'")
+        if self.report_gain and (not self.reports or self.privacy == "record-dp"):
+            wrong.append(
+                "report_gain: what a head trained alone does is an evaluation, and epsilon does not cover it; expected "
+                "false with report_evaluation = false or privacy = 'record-dp'"
+            )
         if self.adopt is not None and self.refuse_worse:
             wrong.append("refuse_worse: adopt says which model is used; expected one of the two keys")
         return wrong + self._mode_problems()

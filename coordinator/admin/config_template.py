@@ -32,6 +32,7 @@ deadline_s = 600.0            # seconds from the first silo that gets the round
 seed = 0                      # of the initial model, and of the order of clips in training
 codec = "fp32"                # how models travel; or "fp16", "int8", "sparse_int8": half, a quarter, a twentieth
 {final_evaluation} # after the last round silos evaluate the final model; "sites": others' too, who agree
+# gains = true                # silos that agree report how a head trained on their own clips alone does, too
 
 [run.head]
 kind = "mlp"                  # or "rgcf": residual gated cross fusion of two blocks

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...base.console import counted
 from ...base.errors import DataError
 from ...fedproto.certificates import require_package
 from ...fedproto.head import params_sha256
@@ -15,7 +17,7 @@ from ...fedproto.model_file import read_model, write_model
 from ...fedproto.onnx_files import onnx_lines, write_onnx
 from ...fedproto.records import ClassCount
 from ..settings import CoordinatorSettings
-from ..storage.evaluations import FINAL, CrossEvaluation, best_model
+from ..storage.evaluations import FINAL, OWN, CrossEvaluation, SiloGain, best_model, silo_gains
 from .history import History, evaluation_figures, loss_text
 from .measured import MISSING, MeasuredModels
 
@@ -32,10 +34,11 @@ SAFETENSORS = ModelForm("safetensors")
 
 
 def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> dict[str, Any]:
-    """Return a model's evaluations: run, round, all, silos[], classes[], best, sites{models[], rows[]}.
+    """Return a model's evaluations: run, round, all, silos[], classes[], best, sites{models[], rows[]}, gains{}.
 
     ``round_number``: of the model; None: the last one that was evaluated. ``sites`` is None unless the run evaluated
-    single silos' models. Raises DataError (``not_measured``).
+    single silos' models, ``gains`` unless silos reported how heads of their own do. Raises DataError
+    (``not_measured``).
     """
     with History.open(settings.server.state, settings.run.name) as history:
         evaluations, cross_evaluations = history.model_evaluations(), history.cross_evaluations()
@@ -61,7 +64,46 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
         "classes": _classes(shown.by_class, settings),
         "best": {"round": best[0], **evaluation_figures(best[1])} if best else None,
         "sites": _table(cross_evaluations),
+        "gains": _gains(silo_gains(cross_evaluations), settings),
     }
+
+
+def _gains(gains: Sequence[SiloGain], settings: CoordinatorSettings) -> dict[str, Any] | None:
+    """Return the distribution of the final model's gain over the heads that silos trained alone; None without any."""
+    if not gains:
+        return None
+    rows = [
+        {
+            "silo": one.silo,
+            "gain": one.gain,
+            "final": one.final.correct / one.final.count,
+            "own": one.own.correct / one.own.count,
+            "count": one.final.count,
+            "by_class": _class_gains(one, settings),
+        }
+        for one in gains
+    ]
+    found = [one.gain for one in gains]
+    return {
+        "silos": rows,
+        "median": statistics.median(found),
+        "least": found[0],
+        "largest": found[-1],
+        "gained": sum(gain > 0 for gain in found),
+    }
+
+
+def _class_gains(one: SiloGain, settings: CoordinatorSettings) -> list[dict[str, Any]]:
+    own = {row.label: row for row in one.own.by_class}
+    return [
+        {
+            "label": settings.run.labels[row.label],
+            "gain": row.correct / row.count - own[row.label].correct / own[row.label].count,
+            "count": row.count,
+        }
+        for row in one.final.by_class
+        if row.label in own
+    ]
 
 
 def _classes(by_class: Sequence[ClassCount], settings: CoordinatorSettings) -> list[dict[str, Any]]:
@@ -74,11 +116,12 @@ def _classes(by_class: Sequence[ClassCount], settings: CoordinatorSettings) -> l
 
 def _table(cross_evaluations: Sequence[CrossEvaluation]) -> dict[str, Any] | None:
     """Table with a row for each silo's clips, and a column for the final model and each silo's model."""
-    models = sorted({cell.model for cell in cross_evaluations})
+    cells = [cell for cell in cross_evaluations if cell.model != OWN]
+    models = sorted({cell.model for cell in cells})
     if models in ([], [FINAL]):
         return None
     rows: dict[str, dict[str, Any]] = {}
-    for cell in cross_evaluations:
+    for cell in cells:
         rows.setdefault(cell.data, {})[cell.model or "final"] = evaluation_figures(cell.evaluation)
     return {"models": [model or "final" for model in models], "rows": [{"data": silo, **rows[silo]} for silo in rows]}
 
@@ -96,10 +139,28 @@ def evaluation_lines(found: Mapping[str, Any]) -> list[str]:
     if found["best"]:
         lines.append(f"best model: round {found['best']['round']}, {_summary(found['best'])}")
         lines.append("  flamest-coordinator model --best --out MODEL.safetensors takes it")
+    if found["gains"]:
+        lines += _gain_lines(found["gains"])
     if found["sites"]:
         lines += ["", "accuracy of each silo's last model on each silo's held-out clips (* its own):"]
         lines += _table_lines(found["sites"])
     return lines
+
+
+def _gain_lines(gains: Mapping[str, Any]) -> list[str]:
+    """Return the gains of the silos that report them, smallest first."""
+    rows, middle = gains["silos"], 100 * gains["median"]
+    least, largest = 100 * gains["least"], 100 * gains["largest"]
+    return [
+        "",
+        f"gain of the final model over a head trained alone, at {counted(len(rows), 'silo')} that report it:",
+        f"  median {middle:+.1f} points, {least:+.1f} to {largest:+.1f}; more than 0 in {gains['gained']}",
+        *(
+            f"  {row['silo']:20} {100 * row['gain']:+6.1f}  ({row['final']:.3f}, alone {row['own']:.3f}, "
+            f"{counted(row['count'], 'clip')})"
+            for row in rows
+        ),
+    ]
 
 
 def _table_lines(table: Mapping[str, Any]) -> list[str]:

@@ -86,7 +86,8 @@ def evaluation(
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Show results of a model on the silos' held-out clips: in all, by silo, by class where silos report it; and, at
-    the end of a run with final_evaluation = "sites", results of each silo's model on every other's clips.
+    the end of a run with final_evaluation = "sites", results of each silo's model on every other's clips; with gains =
+    true, the final model's gain over a head that a silo trained alone, of the silos that report it.
 
     A silo adds noise of a few clips to what it reports, unless its policy says otherwise: figures of silos with few
     clips say little.

@@ -16,9 +16,9 @@ from ...base.log import Log
 from ...fedproto import messages
 from ...fedproto.calls import CHUNK_BYTES
 from ...fedproto.head import params_sha256
-from ...fedproto.records import Evaluation
+from ...fedproto.records import OWN_HEAD, Evaluation
 from ...fedproto.tensors import payload_bytes
-from ..storage.evaluations import FINAL
+from ..storage.evaluations import FINAL, OWN
 from .active_run import ActiveRun
 
 log = Log("coordinator")
@@ -103,11 +103,14 @@ class FinalEvaluation:
         return messages.EvaluationReceipt(report.round, len(results))
 
     def _by_name(self, silo: str, report: messages.EvaluationReport) -> dict[str, Evaluation]:
-        names = [FINAL, *(name for name, _ in self._shared)][: self.subjects(silo)]
+        names = dict(enumerate([FINAL, *(name for name, _ in self._shared)][: self.subjects(silo)]))
+        asked = len(names)
+        if self._active.run.gains:
+            names[OWN_HEAD] = OWN
         for one in report.results:
-            if one.subject >= len(names):
+            if one.subject not in names:
                 raise DataError(
-                    f"evaluation from silo '{silo}': model {one.subject}, it was asked for {len(names)}",
+                    f"evaluation from silo '{silo}': model {one.subject}, it was asked for {asked}",
                     code="evaluation",
                 )
             self._active.check_evaluation(one.evaluation, whose=f"evaluation from silo '{silo}'")

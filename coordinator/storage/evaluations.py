@@ -29,6 +29,7 @@ CLIPS_TIMES = 3  # the clips that a silo's evaluation counts for at most, in the
 MEDIAN_SLACK = 0.1  # of accuracy: how far the median silo's may be below its highest for a model to be the best
 LARGEST_LOSS = 1e3  # that enters a mean; a useful model's is far below
 FINAL = ""  # subject: the run's final model; other subjects are silos' names
+OWN = "*own"  # subject, no silo's name: a head that the silo trained on its own clips alone
 COUNTED = """
 SELECT number, silo, loss, correct, count, by_class FROM updates JOIN rounds USING (run)
 WHERE run = ? AND round = number AND status = 'closed' ORDER BY number, silo
@@ -62,7 +63,7 @@ class CrossEvaluation:
     """Evaluation of one silo's model on another's held-out clips."""
 
     data: str  # the silo that evaluated it
-    model: str  # the silo that trained it in the last round; FINAL: the run's final model
+    model: str  # the silo that trained it in the last round; FINAL: the run's final model; OWN: a head trained alone
     evaluation: Evaluation
 
 
@@ -91,6 +92,31 @@ def cross_evaluations(database: Connection, run: str) -> list[CrossEvaluation]:
         CrossEvaluation(silo, subject, Evaluation(loss, correct, count, decode_classes(by_class)))
         for silo, subject, loss, correct, count, by_class in rows
     ]
+
+
+@dataclass(frozen=True)
+class SiloGain:
+    """A silo's gain: the final model's accuracy on its held-out clips, less that of a head that it trained alone."""
+
+    silo: str
+    final: Evaluation
+    own: Evaluation
+
+    @property
+    def gain(self) -> float:
+        """Difference of the accuracies, -1 to 1; both have the silo's noise."""
+        return self.final.correct / self.final.count - self.own.correct / self.own.count
+
+
+def silo_gains(cells: Sequence[CrossEvaluation]) -> list[SiloGain]:
+    """Return the gains of the silos that reported both evaluations, the smallest first."""
+    found = {(cell.data, cell.model): cell.evaluation for cell in cells}
+    gains = [
+        SiloGain(silo, found[silo, FINAL], own)
+        for (silo, model), own in found.items()
+        if model == OWN and (silo, FINAL) in found
+    ]
+    return sorted(gains, key=lambda one: (one.gain, one.silo))
 
 
 def median_clips(counts: Iterable[tuple[str, int]]) -> int | None:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.agent.egress.policy import Policy
-from flamest.agent.end_of_run import FINAL_MODEL, OWN_MODEL, REFUSED_MODEL, EndOfRun
+from flamest.agent.end_of_run import ALONE_MODEL, FINAL_MODEL, REFUSED_MODEL, EndOfRun
 from flamest.agent.evaluate import EvaluationRequest, evaluate_on_store
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
 from flamest.agent.tasks import DataSource, adopt_head
@@ -138,7 +138,7 @@ def test_a_worse_final_model_is_not_used_and_kept_aside(tmp_path):
     used, kept = end_of_run(tmp_path, source, params=WRONG)
     assert used.model == "own"
     assert used.gain["high"] < 0
-    own = read_model(tmp_path / OWN_MODEL)
+    own = read_model(tmp_path / ALONE_MODEL)
     assert params_sha256(kept.params) == params_sha256(own.params)
     assert own.run == LOCAL
     assert params_sha256(read_model(tmp_path / REFUSED_MODEL).params) == params_sha256(WRONG)
@@ -154,17 +154,17 @@ def test_the_own_head_is_that_of_a_training_alone_and_trained_once(tmp_path, mon
     again = end_of_run(tmp_path, source)[0]
     assert again.gain["clips"] == compared["clips"]
     monkeypatch.undo()
-    (tmp_path / OWN_MODEL).unlink()
+    (tmp_path / ALONE_MODEL).unlink()
     assert evaluate_on_store(tmp_path / FINAL_MODEL, EvaluationRequest(source.store, threads=1)) == compared
 
 
 def test_an_own_head_of_other_clips_is_trained_again(tmp_path):
     source = source_of(tmp_path, noise=0.1)
     end_of_run(tmp_path, source)
-    before = read_model(tmp_path / OWN_MODEL).metadata["rows"]
+    before = read_model(tmp_path / ALONE_MODEL).metadata["rows"]
     source.store.unlink()
     end_of_run(tmp_path, source_of(tmp_path, noise=0.2))
-    assert read_model(tmp_path / OWN_MODEL).metadata["rows"] != before
+    assert read_model(tmp_path / ALONE_MODEL).metadata["rows"] != before
 
 
 def test_without_held_out_clips_the_own_head_is_used(tmp_path):
@@ -179,7 +179,7 @@ def test_the_own_head_on_request_shows_the_gain_too(tmp_path):
     used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), msgspec.structs.replace(AUTO, adopt="own"))
     assert used.model == "own"
     assert used.gain["clips"] == 36
-    assert params_sha256(kept.params) == params_sha256(read_model(tmp_path / OWN_MODEL).params)
+    assert params_sha256(kept.params) == params_sha256(read_model(tmp_path / ALONE_MODEL).params)
 
 
 @pytest.mark.parametrize("error", [WorkExpired("late"), DataError("diverged", fix="", code="diverged")])
@@ -193,7 +193,7 @@ def test_a_comparison_that_fails_leaves_the_final_model_in_use(tmp_path, error):
 def test_without_the_key_nothing_is_trained_and_the_final_model_used(tmp_path):
     used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), Policy(hold_out=0.3), params=WRONG)
     assert (used.model, used.why, dict(used.gain)) == ("final", "", {})
-    assert not (tmp_path / OWN_MODEL).exists()
+    assert not (tmp_path / ALONE_MODEL).exists()
     assert params_sha256(kept.params) == params_sha256(WRONG)
 
 
@@ -202,6 +202,6 @@ def test_a_tuned_head_that_diverges_is_no_candidate(tmp_path, monkeypatch):
         raise DataError("diverged", fix="", code="diverged")
 
     monkeypatch.setattr(adoption, "run_round", diverge)
-    found = adopt_head(source_of(tmp_path, noise=0.1), RUN, initial_params(HEAD, 1), tmp_path / OWN_MODEL, AUTO)
+    found = adopt_head(source_of(tmp_path, noise=0.1), RUN, initial_params(HEAD, 1), tmp_path / ALONE_MODEL, AUTO)
     assert isinstance(found.adoption, Adoption)
     assert set(found.adoption.correct) == {"own", "federated"}

@@ -18,11 +18,11 @@ def run_to_the_end(site) -> None:
 
 
 def test_silos_that_share_measure_each_other_others_the_final_model(site):
-    run = 'rounds = 3\nfinal_evaluation = "sites"'
+    run = 'rounds = 3\nfinal_evaluation = "sites"\ngains = true'
     policy = {
         "anna": f"{SHARE}\nreport_classes = 2\nrefuse_worse = true",
         "berta": f'{SHARE}\nreport_evaluation = false\nadopt = "auto"',
-        "carla": SHARE,
+        "carla": f"{SHARE}\nreport_gain = true\nevaluation_noise = 0",
     }
     shared = site("shared", run=run, policy=policy)
     run_to_the_end(shared)
@@ -47,9 +47,14 @@ def test_silos_that_share_measure_each_other_others_the_final_model(site):
     assert "held-out clips right" in anna.adopted_why
     assert (own.round, shared.status("carla").adopted) == (3, "final")
 
+    [gain] = found["gains"]["silos"]
+    assert (gain["silo"], found["gains"]["median"]) == ("carla", gain["gain"])
+    evaluated = run_command("agent", "evaluate", "--dir", shared.folder / "carla")
+    assert evaluated["gain"]["gain"] == gain["gain"], "without noise the operator has the silo's own figure"
+
     berta = shared.status("berta")
     own, used = (
-        read_model(shared.folder / "berta" / "state" / name) for name in ("own.safetensors", "model.safetensors")
+        read_model(shared.folder / "berta" / "state" / name) for name in ("alone.safetensors", "model.safetensors")
     )
     assert berta.adopted in ("own", "final", "tuned", "blend")
     assert (berta.adopted == "own") == (params_sha256(used.params) == params_sha256(own.params))

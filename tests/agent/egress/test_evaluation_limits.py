@@ -21,7 +21,7 @@ from flamest.agent.worker import WorkExpired
 from flamest.base.clock import parse_utc, utc_text
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
-from flamest.fedproto.records import Evaluation, GlobalModel, Phase, Receipt, RunSettings, TaskStatus, Update
+from flamest.fedproto.records import OWN_HEAD, Evaluation, GlobalModel, Phase, Receipt, RunSettings, TaskStatus, Update
 from flamest.runtime.clip_records import Clip
 
 LABELS = ("fall", "run", "walk")
@@ -450,3 +450,38 @@ def test_the_ledger_keeps_each_list_of_tensors_once_in_memory(silo):
         made.takes_part(msgspec.structs.replace(RUN, run=f"run-{number}"))
     for content in (made.guard._ledger.content, read_ledger(made.state)):
         assert len({id(entry.tensors) for entry in content.of("update")}) == 1
+
+
+GAINS = msgspec.structs.replace(RUN, gains=True, rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("run", "policy", "subjects"),
+    [
+        (GAINS, Policy(report_gain=True), [0, OWN_HEAD]),
+        (GAINS, Policy(), [0]),
+        (msgspec.structs.replace(GAINS, gains=False), Policy(report_gain=True), [0]),
+        (GAINS, Policy(report_gain=True, evaluations_per_day=2), [0]),  # one left, the round's update had one
+        (GAINS, Policy(report_gain=True, report_evaluation=False), []),
+    ],
+)
+def test_a_gain_leaves_only_if_run_policy_and_quota_agree(silo, run, policy, subjects):
+    made = silo(policy)
+    made.takes_part(run)
+    (report,) = made.evaluates(run)
+    assert [one.subject for one in report.report.results] == subjects
+    (line,) = made.lines()
+    assert [one.subject for one in line.results] == subjects
+    again = made.restarted().evaluates(run)
+    assert [one.encoded for one in again] == [report.encoded], "the same is sent again"
+
+
+def test_a_head_of_its_own_that_cannot_be_trained_is_left_out(silo, monkeypatch):
+    def diverge(*_, **__):
+        raise DataError("diverged", fix="", code="diverged")
+
+    monkeypatch.setattr("flamest.agent.tasks.own_head", diverge)
+    made = silo(Policy(report_gain=True))
+    made.takes_part(GAINS)
+    (report,) = made.evaluates(GAINS)
+    assert [one.subject for one in report.report.results] == [0]

@@ -229,7 +229,15 @@ def test_adopt_and_refuse_worse_are_not_set_together():
 
 
 def test_a_policy_without_adopt_has_the_hash_that_it_had():
-    without = [field.name for field in msgspec.structs.fields(Policy) if field.name != "adopt"]
+    without = [field.name for field in msgspec.structs.fields(Policy) if field.name not in ("adopt", "report_gain")]
     keys = {name: getattr(Policy(), name) for name in without}
     assert Policy().sha256 == hashlib.sha256(msgspec.json.encode(keys)).hexdigest()
     assert Policy(adopt="auto").sha256 != Policy().sha256
+
+
+def test_a_gain_is_not_reported_where_evaluations_are_not():
+    assert Policy(report_gain=True).problems() == []
+    for policy in (Policy(report_gain=True, report_evaluation=False), Policy(report_gain=True, privacy="record-dp")):
+        assert [problem for problem in policy.problems() if problem.startswith("report_gain: ")]
+    both = Policy(report_gain=True, privacy="record-dp", report_evaluation=True)
+    assert [problem for problem in both.problems() if problem.startswith("report_gain: ")]

@@ -20,7 +20,7 @@ from flamest.coordinator.storage.evaluations import (
     pool_evaluations,
 )
 from flamest.fedproto.head import initial_params, params_sha256
-from flamest.fedproto.records import ClassCount, Evaluation, Phase, SubjectEvaluation, Update
+from flamest.fedproto.records import OWN_HEAD, ClassCount, Evaluation, Phase, SubjectEvaluation, Update
 from typer.testing import CliRunner
 
 
@@ -303,3 +303,33 @@ def test_a_claim_of_clips_does_not_set_the_classes_either():
 def test_honest_counts_are_summed_as_they_are():
     evaluated = with_limit([reports(1, a=(5, 10), b=(20, 30), c=(8, 12), d=(9, 14))])[0]
     assert evaluated.all == pool_evaluations([one for _, one in evaluated.silos])
+
+
+def test_gains_are_reported_where_the_run_asks_for_them(make_federation):
+    run = {"rounds": 1, "min_silos": 2, "final_evaluation": '"model"', "gains": "true"}
+    federation = make_federation("a", "b", **run)
+    federation.start()
+    for silo in "ab":
+        answer(federation, silo, correct=3, shared=False, answered=0)
+    with federation.client("a") as client:
+        assert client.wait(client.join(), 1, 10).phase is Phase.EVALUATE
+    for silo, final, alone in (("a", 7, 8), ("b", 9, 6)):
+        results = [
+            SubjectEvaluation(0, Evaluation(0.1, final, 10)),
+            SubjectEvaluation(OWN_HEAD, Evaluation(0.1, alone, 10)),
+        ]
+        report(federation, silo, results, 1)
+    found = evaluation_of(federation.settings(), None)
+    assert found["all"]["correct"] == 16, "heads of the silos' own are no part of it"
+    assert found["sites"] is None
+    gains = found["gains"]
+    assert [(row["silo"], round(row["gain"], 9)) for row in gains["silos"]] == [("a", -0.1), ("b", 0.3)]
+    assert (round(gains["median"], 9), gains["gained"]) == (0.1, 1)
+    shown = "\n".join(evaluation_lines(found))
+    assert "median +10.0 points, -10.0 to +30.0; more than 0 in 1" in shown
+
+
+def test_a_head_of_a_silos_own_that_no_run_asks_for_is_refused(finished):
+    results = [SubjectEvaluation(0, Evaluation(0.1, 1, 2)), SubjectEvaluation(OWN_HEAD, Evaluation(0.1, 1, 2))]
+    with pytest.raises(DataError, match="model 256"):
+        report(finished, "a", results)
