@@ -329,7 +329,7 @@ def test_gains_are_reported_where_the_run_asks_for_them(make_federation):
     assert "median +10.0 points, -10.0 to +30.0; more than 0 in 1" in shown
 
 
-def test_a_head_of_a_silos_own_that_no_run_asks_for_is_refused(finished):
+def test_an_own_head_that_no_run_asks_for_is_refused(finished):
     results = [SubjectEvaluation(0, Evaluation(0.1, 1, 2)), SubjectEvaluation(OWN_HEAD, Evaluation(0.1, 1, 2))]
     with pytest.raises(DataError, match="model 256"):
         report(finished, "a", results)
