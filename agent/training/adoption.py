@@ -140,8 +140,9 @@ def rows_sha256(table: FeatureTable) -> str:
 
 
 def _tuned_head(trainer: Trainer, run: RunSettings, federated: Params, train: FeatureTable) -> Params:
+    """Train the federated model further, with the rates of a run's first rounds."""
     params = federated
-    for number in range(run.rounds + 1, run.rounds + 1 + TUNING_ROUNDS):
+    for number in range(1, TUNING_ROUNDS + 1):
         params = run_round(trainer, params, train, run.train, RoundKey(run.seed, number, LOCAL)).params
     return params
 
