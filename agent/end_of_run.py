@@ -19,8 +19,9 @@ from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.evaluation_limits import EvaluationPlan
 from .egress.guard import EgressGuard
 from .egress.policy import PolicyRefused
+from .end_of_run_tasks import adopt_head, choose_model, evaluate_own_head, training_note_of
 from .status import read_status
-from .tasks import DataSource, adopt_head, choose_model, evaluate_model, evaluate_own_head, training_note_of
+from .tasks import DataSource, evaluate_model
 from .training.client_state import ClientState
 from .training.evaluation import ModelChoice
 from .worker import Worker, WorkerCrashed, WorkExpired
@@ -164,7 +165,7 @@ class EndOfRun:
 
     def _choose(self, run: RunSettings, model: GlobalModel, final: ModelFile) -> tuple[ModelFile, ModelInUse]:
         """Return the model to use; the final one where the policy asks for no other, or the comparison failed."""
-        if self._policy.adopt in ("auto", "own"):
+        if self._policy.adopt is not None:
             return self._adopt(run, model, final)
         choice = self._compare(run, model)
         kept = read_model(self._state / OWN_MODEL) if choice is not None and choice.own else final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .training.dataset import FeatureTable, SiloData, silo_data
 from .training.gain import Gain, accuracy_interval, class_gains, paired_gain
 from .training.local import LOCAL, train_locally
 from .training.model_note import TrainingNote, own_head_of, training_note
+from .training.trained_clips import trained_clips
 from .training.trainer import HeadTrainer
 
 BINS = 15  # of the calibration error
@@ -54,6 +55,7 @@ class _Clips:
     groups: tuple[str, ...]
     split: tuple[int, float, bool] | None  # seed, share and independent of the hold-out; None: all clips
     ignored: int
+    left_out: int  # held-out clips of groups that the model's run has trained on
     train: FeatureTable  # the clips that are not held out
 
 
@@ -79,7 +81,7 @@ def evaluate_on_store(model_path: Path, request: EvaluationRequest) -> dict[str,
     note = training_note(model)
     with FeatureStore.open(request.store, create=False, read_only=True) as store:
         stored = store.read(model.fingerprint, request.precision)
-    clips = _clips(model, note, stored, request)
+    clips = _clips(model, note, stored, request, trained_clips(model_path.parent, model.run))
     shared = _scores(model, model.labels, clips, request.threads)
     own_model, why = _own_model(model_path, model, note, clips, request)
     own = None if own_model is None else _scores(own_model, model.labels, clips, request.threads)
@@ -91,6 +93,7 @@ def evaluate_on_store(model_path: Path, request: EvaluationRequest) -> dict[str,
         "groups": len(set(clips.groups)),
         "held_out": clips.split is not None,
         "ignored": clips.ignored,
+        "left_out": clips.left_out,
         **_figures(shared, clips),
         "own": None if own is None else _figures(own, clips),
         "no_own": why,
@@ -111,25 +114,39 @@ def calibration_error(probability: npt.NDArray[np.float64], correct: npt.NDArray
     return float(np.abs(difference).sum() / len(probability))
 
 
-def _clips(model: ModelFile, note: TrainingNote | None, stored: StoredFeatures, request: EvaluationRequest) -> _Clips:
+def _clips(
+    model: ModelFile,
+    note: TrainingNote | None,
+    stored: StoredFeatures,
+    request: EvaluationRequest,
+    trained: Collection[str],
+) -> _Clips:
     share = request.hold_out if request.hold_out is not None else note.hold_out if note else 0.0
     seed = request.seed if request.seed is not None else note.seed if note else 0
     independent = note is not None and note.independent
-    data = silo_data(stored, model.labels, hold_out=share, seed=seed, independent=independent, aliases=request.aliases)
+    every = silo_data(stored, model.labels, hold_out=share, seed=seed, independent=independent, aliases=request.aliases)
+    data = every.untrained(trained)
     if request.all_clips or share == 0.0:
-        every = silo_data(stored, model.labels, hold_out=0.0, seed=0, aliases=request.aliases)
-        rows, table = every.rows, every.train
+        data = every = silo_data(stored, model.labels, hold_out=0.0, seed=0, aliases=request.aliases)
+        rows, table = data.rows, data.train
     else:
         rows, table = data.held_out_rows, data.held_out
+    left_out = len(every.held_out) - len(data.held_out)
     if not len(table):
-        raise _no_clips(data, request)
+        raise _no_clips(data, request, left_out)
     names = tuple(stored.paths[row] or stored.clips[row] for row in rows.clips)
-    identities = tuple(stored.clips[row] for row in rows.clips)
     split = None if table is not data.held_out else (seed, share, independent)
-    return _Clips(table, names, identities, rows.groups, split, data.ignored, data.train)
+    return _Clips(table, names, rows.identities, rows.groups, split, data.ignored, left_out, data.train)
 
 
-def _no_clips(data: SiloData, request: EvaluationRequest) -> DataError:
+def _no_clips(data: SiloData, request: EvaluationRequest, left_out: int) -> DataError:
+    if left_out:
+        return DataError(
+            f"the model's run has trained on the groups of all {left_out} clips that are held out now",
+            fix="--all evaluates on all clips, also those that the model was trained on; after the next run there are "
+            "others, if no clips come or go meanwhile",
+            code="no_clips",
+        )
     if len(data.train):
         return DataError(
             f"none of the {len(data.train)} labelled clips is held out: they are of one group, or of few",

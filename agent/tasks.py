@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import DataError, StorageError
+from ..base.errors import DataError
 from ..base.files import remove_unfinished
-from ..fedproto.calibration import Calibration, make_calibration
 from ..fedproto.codecs import Codec, encode_delta
 from ..fedproto.head import HeadSpec, Params
-from ..fedproto.model_file import ModelFile, read_model, write_model
+from ..fedproto.model_file import ModelFile, write_model
 from ..fedproto.records import EncodedUpdate, Evaluation, GlobalModel, RunSettings
 from .egress.accountant import Spend
 from .egress.policy import Policy, PolicyRefused
@@ -25,26 +24,15 @@ from .extraction.extract import clips_to_extract, extract_clips
 from .extraction.failures import count_by_code
 from .extraction.report import ExtractRequest
 from .extraction.store import FeatureStore
-from .training.adoption import (
-    Adoption,
-    Candidate,
-    candidates,
-    choose_head,
-    own_head,
-    rows_sha256,
-)
 from .training.client_state import ClientState, TrainedRound
 from .training.dataset import FeatureTable, SiloData, silo_data
-from .training.evaluation import ModelChoice, choose_better, evaluate_here
 from .training.feddyn import Correction
 from .training.federated import carries_correction, train_silo
-from .training.local import LOCAL
-from .training.model_note import ROWS, TrainingNote, own_head_of
+from .training.trained_clips import note_trained
 from .training.trainer import HeadTrainer
 from .worker import report_progress
 
 PROGRESS_EVERY_S = 2.0
-IN_USE = "this silo's own head is in use (policy.adopt)"
 
 
 @dataclass(frozen=True)
@@ -92,14 +80,15 @@ class RoundOutcome:
 def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     """Evaluate the incoming model on the held-out clips, then train it on the others, if the policy permits."""
     run, model, policy = work.run, work.model, work.policy
-    data = _load(source, run, policy)
-    trainer = _trainer(run.head, source.threads)
+    data = load_data(source, run, policy)
+    trainer = open_head(run.head, source.threads)
     held_out, ignored = len(data.held_out), data.ignored
     try:
         spend = policy.permit(len(data.train), run.train, work.spends)
     except PolicyRefused as refused:
         return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
     evaluation = reported_evaluation(trainer, model.params, data, policy, source.secret)
+    note_trained(work.state, run.run, run.sha256, data.rows.identities)
     encoded = None
     if carries_correction(run.strategy) or work.codec != "fp32":
         trained, encoded = _train_with_state(trainer, work, data.train)
@@ -141,87 +130,8 @@ def _train(trainer: HeadTrainer, work: RoundWork, table: FeatureTable, correctio
 
 def evaluate_model(source: DataSource, run: RunSettings, params: Params, policy: Policy) -> Evaluation | None:
     """Evaluate a model on the held-out clips, as far as the policy reports it; None: nothing is reported."""
-    trainer, data = _trainer(run.head, source.threads), _load(source, run, policy)
+    trainer, data = open_head(run.head, source.threads), load_data(source, run, policy)
     return reported_evaluation(trainer, params, data, policy, source.secret)
-
-
-def choose_model(source: DataSource, run: RunSettings, final: Params, own: Path, policy: Policy) -> ModelChoice:
-    """Choose between the final model and this silo's own one in the file ``own``."""
-    held_out = _load(source, run, policy).held_out
-    trainer = _trainer(run.head, source.threads)
-    try:
-        kept = read_model(own)
-    except (DataError, StorageError):  # none was trained in this run, or it is lost
-        return choose_better(evaluate_here(trainer, final, held_out), None)
-    if (kept.head, kept.labels, kept.fingerprint) != (run.head, run.labels, run.fingerprint):
-        return choose_better(evaluate_here(trainer, final, held_out), None)
-    return choose_better(evaluate_here(trainer, final, held_out), evaluate_here(trainer, kept.params, held_out))
-
-
-@dataclass(frozen=True, eq=False)
-class AdoptedHead:
-    """The head that a silo uses after a run, and the reason."""
-
-    candidate: Candidate
-    params: Params
-    why: str
-    adoption: Adoption | None = None  # None: no clips are held out
-    calibration: Calibration | None = None  # by the held-out clips; None: they are too few
-
-
-def adopt_head(source: DataSource, run: RunSettings, federated: Params, own_file: Path, policy: Policy) -> AdoptedHead:
-    """Choose the head to use as ``policy.adopt`` says; the own one is kept in ``own_file``.
-
-    Raises DataError (``diverged``) when no own head can be trained.
-    """
-    data = _load(source, run, policy)
-    if not len(data.train):
-        why = "the final model is in use: there are no clips to train a head of this silo's own on"
-        return AdoptedHead("federated", federated, why)
-    trainer = _trainer(run.head, source.threads)
-    own = _own_head(trainer, source, run, data, own_file, policy)
-    held_out, groups, forced = data.held_out, data.held_out_rows.groups, policy.adopt == "own"
-    if not groups:
-        why = "no clips are held out, on which another could be found better"
-        return AdoptedHead("own", own, IN_USE if forced else f"this silo's own head is in use: {why}")
-    heads: dict[Candidate, Params] = {"own": own, "federated": federated}
-    if not forced:
-        heads = candidates(trainer, run, federated, own, data.train)
-    found = choose_head(trainer, heads, held_out, groups)
-    chosen = "own" if forced else found.model
-    calibration = make_calibration(trainer.logits(heads[chosen], held_out.x), held_out.y)
-    return AdoptedHead(chosen, heads[chosen], IN_USE if forced else found.text, found, calibration)
-
-
-def evaluate_own_head(source: DataSource, run: RunSettings, own_file: Path, policy: Policy) -> Evaluation | None:
-    """Evaluate a head trained on this silo's clips alone, as far as the policy reports it; None: nothing is reported.
-
-    Raises DataError (``diverged``).
-    """
-    data = _load(source, run, policy)
-    trainer = _trainer(run.head, source.threads)
-    own = _own_head(trainer, source, run, data, own_file, policy)
-    return reported_evaluation(trainer, own, data, policy, source.secret)
-
-
-def _own_head(
-    trainer: HeadTrainer, source: DataSource, run: RunSettings, data: SiloData, own_file: Path, policy: Policy
-) -> Params:
-    """Return the head that is trained on this silo's rows alone: from its file, if it was made of the same rows."""
-    note, rows = training_note_of(source, run, policy), rows_sha256(data.train)
-    known = own_head_of(own_file, run.head, run.labels, run.fingerprint, note, rows)
-    if known is not None:
-        return known
-    params = own_head(trainer, run, data.train)
-    remove_unfinished(own_file)
-    metadata = {**note.as_metadata(), ROWS: rows}
-    write_model(own_file, ModelFile(run.head, params, run.labels, run.fingerprint, LOCAL, run.rounds, metadata))
-    return params
-
-
-def training_note_of(source: DataSource, run: RunSettings, policy: Policy) -> TrainingNote:
-    """Return the note on a run's training that goes into this silo's model files."""
-    return TrainingNote(run.seed, source.hold_out, run.rounds, run.train, policy.privacy == "record-dp")
 
 
 @dataclass(frozen=True)
@@ -267,7 +177,7 @@ def extract_new(request: ExtractRequest) -> ExtractionSummary:
     )
 
 
-def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
+def load_data(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
     """Load the rows. With record-dp each group is held out or not by itself: no clip may move the others."""
     with FeatureStore.open(source.store, create=False, read_only=True) as store:
         stored = store.read(run.fingerprint, source.precision)
@@ -291,6 +201,6 @@ def _load(source: DataSource, run: RunSettings, policy: Policy) -> SiloData:
 
 
 @functools.lru_cache(maxsize=2)
-def _trainer(head: HeadSpec, threads: int | None) -> HeadTrainer:
+def open_head(head: HeadSpec, threads: int | None) -> HeadTrainer:
     """Return a head's trainer, whose graphs stay open from round to round."""
     return HeadTrainer(head, threads=threads)

@@ -101,6 +101,8 @@ def _lines(result: dict[str, Any], request: EvaluationRequest) -> list[str]:
     which = "held out of training" if result["held_out"] else "which may have been trained on"
     of = f" (run '{result['run']}', round {result['round']})" if result["run"] else ""
     lines = [f"{result['model']}{of} on {clips}, {which}:", f"  {_accuracy(result)}"]
+    if left_out := result["left_out"]:
+        lines.append(f"  not counted: {counted(left_out, 'held-out clip')} of groups that the run has trained on")
     if result["own"] is not None:
         lines.append(f"  trained alone: {_accuracy(result['own'])}")
         lines.append(f"  gain: {_gain(result['gain'])} points")

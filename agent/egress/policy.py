@@ -69,7 +69,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report_gain: bool = False  # report, where the run asks, how a head trained on this silo's clips alone does
     share_for_evaluation: bool = False  # silos that share evaluate each other's last models
     refuse_worse: bool = False  # keep the own model where the final one is worse on the held-out clips
-    # The model in use after a run; auto: this silo's own, unless another is better beyond doubt; unset: refuse_worse's
+    # The model in use after a run; auto: this silo's own, unless another is better beyond doubt; unset: refuse_worse's,
+    # and no gain over a head of this silo's own is measured
     adopt: Literal["auto", "federated", "own"] | None = None
     report_counts: Literal["exact", "power-of-two"] = "exact"  # numbers of clips, as they are reported
     # clip: every update is clipped and noised; record-dp: differential privacy for every clip, within a budget.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,15 @@ class SideRows:
 
     clips: tuple[int, ...] = ()  # their numbers among the stored features
     groups: tuple[str, ...] = ()  # groups that share frames have one name
+    identities: tuple[str, ...] = ()  # as ``StoredFeatures.clips``
+
+    def rows(self, index: Sequence[int]) -> SideRows:
+        clips, groups, identities = self.clips, self.groups, self.identities
+        return SideRows(
+            tuple(clips[row] for row in index),
+            tuple(groups[row] for row in index),
+            tuple(identities[row] for row in index),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +41,15 @@ class SiloData:
     ignored: int  # clips without a label, or with one that the run does not know
     rows: SideRows = SideRows()
     held_out_rows: SideRows = SideRows()
+
+    def untrained(self, trained: Collection[str]) -> SiloData:
+        """Return the data without held-out groups that have a clip of ``trained``: identities of clips."""
+        side = self.held_out_rows
+        seen = {group for group, clip in zip(side.groups, side.identities, strict=True) if clip in trained}
+        if not seen:
+            return self
+        kept = np.flatnonzero([group not in seen for group in side.groups])
+        return replace(self, held_out=self.held_out.rows(kept), held_out_rows=side.rows(kept.tolist()))
 
 
 def silo_data(
@@ -67,11 +85,9 @@ def silo_data(
         train, held_out = np.arange(len(kept)), np.empty(0, np.int64)
     else:
         train, held_out = hold_out_groups(joined, hold_out, seed, labels=names)
-    sides = [
-        SideRows(tuple(kept[row] for row in side), tuple(joined[row] for row in side)) for side in (train, held_out)
-    ]
+    every = SideRows(tuple(kept), tuple(joined), tuple(stored.clips[row] for row in kept))
     trained = table.rows(train) if len(held_out) else table
-    return SiloData(trained, table.rows(held_out), ignored, *sides)
+    return SiloData(trained, table.rows(held_out), ignored, every.rows(train.tolist()), every.rows(held_out.tolist()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from flamest.agent.egress.policy import Policy
 from flamest.agent.end_of_run import ALONE_MODEL, FINAL_MODEL, REFUSED_MODEL, EndOfRun
+from flamest.agent.end_of_run_tasks import adopt_head
 from flamest.agent.evaluate import EvaluationRequest, evaluate_on_store
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
-from flamest.agent.tasks import DataSource, adopt_head
+from flamest.agent.tasks import DataSource
 from flamest.agent.training import adoption
 from flamest.agent.training.adoption import Adoption, Answered, answered, choose_by
 from flamest.agent.training.local import LOCAL
 from flamest.agent.training.model_note import training_note
+from flamest.agent.training.trained_clips import note_trained
 from flamest.agent.worker import WorkExpired
 from flamest.base.errors import DataError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
@@ -180,6 +182,47 @@ def test_the_own_head_on_request_shows_the_gain_too(tmp_path):
     assert used.model == "own"
     assert used.gain["clips"] == 36
     assert params_sha256(kept.params) == params_sha256(read_model(tmp_path / ALONE_MODEL).params)
+
+
+def test_the_final_model_on_request_shows_the_gain_too(tmp_path):
+    policy = msgspec.structs.replace(AUTO, adopt="federated")
+    used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), policy, params=WRONG)
+    assert (used.model, used.why) == ("final", "the final model is in use (policy.adopt)")
+    assert used.gain["high"] < 0
+    assert params_sha256(kept.params) == params_sha256(WRONG)
+    assert not (tmp_path / REFUSED_MODEL).exists()
+
+
+def trained_on(tmp_path, groups: range, run=RUN) -> None:
+    """Note the first clip of each of these groups."""
+    note_trained(tmp_path, run.run, run.sha256, [f"{4 * group:064x}" for group in groups])
+
+
+def test_groups_that_the_run_has_trained_on_do_not_count(tmp_path):
+    source = source_of(tmp_path, noise=0.1)
+    before = end_of_run(tmp_path, source)[0]
+    trained_on(tmp_path, range(15))
+    used = end_of_run(tmp_path, source)[0]
+    left_out = before.gain["clips"] - used.gain["clips"]
+    assert 0 < left_out < before.gain["clips"]
+    assert f"{left_out} held-out clips of groups that the run has trained on do not count" in used.why
+    evaluated = evaluate_on_store(tmp_path / FINAL_MODEL, EvaluationRequest(source.store, threads=1))
+    assert (evaluated["clips"], evaluated["left_out"]) == (used.gain["clips"], left_out)
+    trained_on(tmp_path, range(15), msgspec.structs.replace(RUN, seed=9))
+    assert end_of_run(tmp_path, source)[0].gain == before.gain, "those of another run count"
+
+
+def test_where_every_group_was_trained_on_the_own_head_is_used(tmp_path):
+    source = source_of(tmp_path, noise=0.1)
+    trained_on(tmp_path, range(30))
+    used, _ = end_of_run(tmp_path, source)
+    assert (used.model, dict(used.gain)) == ("own", {})
+    assert "no clips are held out of groups that the run has not trained on" in used.why
+    with pytest.raises(DataError, match="has trained on the groups of all 36 clips") as raised:
+        evaluate_on_store(tmp_path / FINAL_MODEL, EvaluationRequest(source.store, threads=1))
+    assert raised.value.code == "no_clips"
+    every = evaluate_on_store(tmp_path / FINAL_MODEL, EvaluationRequest(source.store, threads=1, all_clips=True))
+    assert (every["clips"], every["left_out"]) == (120, 0)
 
 
 @pytest.mark.parametrize("error", [WorkExpired("late"), DataError("diverged", fix="", code="diverged")])

@@ -480,7 +480,7 @@ def test_a_head_of_its_own_that_cannot_be_trained_is_left_out(silo, monkeypatch)
     def diverge(*_, **__):
         raise DataError("diverged", fix="", code="diverged")
 
-    monkeypatch.setattr("flamest.agent.tasks.own_head", diverge)
+    monkeypatch.setattr("flamest.agent.end_of_run_tasks.own_head", diverge)
     made = silo(Policy(report_gain=True))
     made.takes_part(GAINS)
     (report,) = made.evaluates(GAINS)

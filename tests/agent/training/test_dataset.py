@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flamest.agent.egress.policy import Policy
+from flamest.agent.end_of_run_tasks import choose_model
 from flamest.agent.extraction.aliases import LabelAliases
 from flamest.agent.extraction.store import FeatureRow, FeatureStore, StoredFeatures
-from flamest.agent.tasks import DataSource, RoundWork, choose_model, evaluate_model, train_round
+from flamest.agent.tasks import DataSource, RoundWork, evaluate_model, train_round
 from flamest.agent.training.dataset import SiloData, silo_data
 from flamest.agent.training.holdout import hold_out_groups_independently
 from flamest.fedproto.head import HeadSpec, initial_params
