@@ -58,7 +58,7 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     update_bytes: int = 0  # of these updates
     adopted: str = ""  # at the end of a run: "final", "own", "tuned" or "blend"
     adopted_why: str = ""
-    gain: dict[str, float] = {}  # of the final model over the own one: gain, low, high (of 1), clips, groups
+    gain: dict[str, int | float] = {}  # of the final model over the own one: gain, low, high (of 1), clips, groups
     adopted_run: str = ""  # that the model in use is from
     adopted_round: int = 0
     sent_bytes: int = 0  # since the daemon started

@@ -222,6 +222,8 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, config: Path, *,
             lines.append(
                 f"  gain of the final model over the own head: {gained.text}; flamest-agent evaluate shows classes"
             )
+        else:
+            lines.append("  what joining has gained on this silo's own clips: flamest-agent evaluate")
     for where, graphs in status.graphs_by_place().items():
         lines.append(f"last extraction: {', '.join(graphs)} on {where}")
     return lines

@@ -21,7 +21,7 @@ from ...fedproto.head import Params
 from ...fedproto.records import RunSettings
 from .dataset import FeatureTable
 from .federated import RoundKey, run_round
-from .gain import DOUBT, Correct, Gain, Values, doubts, paired_gain
+from .gain import DOUBT, NEEDED_GROUPS, Correct, Gain, Values, doubts, paired_gain
 from .local import LOCAL, train_locally
 from .trainer import HeadTrainer, Trainer
 
@@ -29,7 +29,6 @@ Candidate = Literal["own", "federated", "blend", "tuned"]
 OTHERS: tuple[Candidate, ...] = ("federated", "blend", "tuned")  # the earlier one of equals is used
 TUNING_ROUNDS = 3  # of the run's local epochs
 BLEND = 0.5  # share of the tuned head
-NEEDED_GROUPS = 5  # on fewer nothing is beyond doubt
 
 
 class Adoption(msgspec.Struct, frozen=True):

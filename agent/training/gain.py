@@ -19,7 +19,8 @@ CONFIDENCE = 0.95
 DOUBT = 0.05  # probability with which a model that is no better may pass the test
 ALL_FLIPS = 12  # groups up to which every choice of signs is tried
 DRAWN_FLIPS = 10_000
-CLASS_CLIPS, CLASS_GROUPS = 10, 5  # a class with fewer held-out clips or groups has no gain of its own
+NEEDED_GROUPS = 5  # on fewer nothing is beyond doubt
+CLASS_CLIPS, CLASS_GROUPS = 10, NEEDED_GROUPS  # a class with fewer held-out clips or groups has no gain of its own
 TIE = 1e-9  # statistics this near to each other are equal
 
 
@@ -42,20 +43,22 @@ def paired_gain(model: Correct, other: Correct, groups: Sequence[str]) -> Gain:
     """Return the gain of ``model`` over ``other`` on N clips, one or more; ``groups``: of every clip.
 
     The interval is Student's over groups (variance of a ratio of sums, clustered: Cochran 1977, Sampling Techniques,
-    6.3) after two clips were added, each a group of its own: one that only ``model`` predicts correctly, and one that
-    only ``other`` does (Bonett and Price 2012, doi 10.3102/1076998611411915). Without them few clips on which the
-    models agree would give an interval of width 0. ``gain`` is the difference as observed.
+    6.3) after two groups were added: one that only ``model`` predicts correctly, and one that only ``other`` does
+    (Bonett and Price 2012, doi 10.3102/1076998611411915, for single clips). Without them few clips on which the models
+    agree would give an interval of width 0. An added group has as many clips as the square root of a group's mean: with
+    one clip the interval is too narrow where groups are large and alike (docs/decisions/048-a-gain-beyond-doubt.md). On
+    fewer than ``NEEDED_GROUPS`` groups it is -1 to 1. ``gain`` is the difference as observed.
     """
     difference, clips = _by_group(model, groups)[0] - _by_group(other, groups)[0], _by_group(other, groups)[1]
-    low, high = _interval(difference, clips, added=(1.0, -1.0))
+    low, high = _interval(difference, clips, added=(1.0, -1.0)) if len(clips) >= NEEDED_GROUPS else (-1.0, 1.0)
     return Gain(float(difference.sum() / clips.sum()), max(low, -1.0), min(high, 1.0), len(model), len(clips))
 
 
 def accuracy_interval(correct: Correct, groups: Sequence[str]) -> tuple[float, float]:
     """Return the 95 % interval of the accuracy, 0 to 1, on N clips, one or more.
 
-    As that of a gain, after two clips with a correct prediction and two with a wrong one were added (Agresti and Coull
-    1998, doi 10.1080/00031305.1998.10480550).
+    As that of a gain, after two groups with correct predictions and two with wrong ones were added (Agresti and Coull
+    1998, doi 10.1080/00031305.1998.10480550), on however few groups.
     """
     low, high = _interval(*_by_group(correct, groups), added=(1.0, 1.0, 0.0, 0.0))
     return max(low, 0.0), min(high, 1.0)
@@ -110,10 +113,11 @@ def _by_group(scores: Correct | Values, groups: Sequence[str]) -> tuple[Values, 
 
 
 def _interval(sums: Values, clips: Values, *, added: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of sum over clips, by groups; ``added``: values of further clips, each its own group."""
+    """Return the 95 % interval of sum over clips, by groups; ``added``: values of the clips of further groups."""
     from scipy.stats import t
 
-    values, sizes = np.append(sums, added), np.append(clips, np.ones(len(added)))
+    size = np.sqrt(clips.mean())
+    values, sizes = np.append(sums, size * np.array(added)), np.append(clips, np.full(len(added), size))
     centre, count = values.sum() / sizes.sum(), len(sizes)
     residual = values - centre * sizes
     error = np.sqrt(count / (count - 1) * (residual @ residual)) / sizes.sum()

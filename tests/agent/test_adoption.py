@@ -8,20 +8,22 @@ import msgspec
 import numpy as np
 import pytest
 from flamest.agent.egress.policy import Policy
-from flamest.agent.end_of_run import ALONE_MODEL, FINAL_MODEL, REFUSED_MODEL, EndOfRun
+from flamest.agent.end_of_run import ALONE_MODEL, FINAL_MODEL, OWN_MODEL, REFUSED_MODEL, EndOfRun
 from flamest.agent.end_of_run_tasks import adopt_head
 from flamest.agent.evaluate import EvaluationRequest, evaluate_on_store
 from flamest.agent.extraction.store import FeatureRow, FeatureStore
-from flamest.agent.tasks import DataSource
+from flamest.agent.settings import load_agent_settings
+from flamest.agent.tasks import DataSource, load_data, open_head
 from flamest.agent.training import adoption
 from flamest.agent.training.adoption import Adoption, Answered, answered, choose_by
+from flamest.agent.training.federated import RoundKey, run_round
 from flamest.agent.training.local import LOCAL
 from flamest.agent.training.model_note import training_note
 from flamest.agent.training.trained_clips import note_trained
 from flamest.agent.worker import WorkExpired
-from flamest.base.errors import DataError
+from flamest.base.errors import DataError, SettingsError
 from flamest.fedproto.head import HeadSpec, initial_params, params_sha256
-from flamest.fedproto.model_file import read_model
+from flamest.fedproto.model_file import ModelFile, read_model, write_model
 from flamest.fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, TrainSettings
 from flamest.runtime.clip_records import Clip
 
@@ -121,6 +123,42 @@ def test_too_few_groups_are_named():
     found = choose_by({"own": correct(), "federated": correct(*range(60))}, [str(n // 20) for n in range(60)])
     assert found.model == "own"
     assert "on fewer than 5 groups nothing can be" in found.text
+
+
+def test_a_candidate_like_the_own_head_is_never_used():
+    groups = [str(number) for number in range(60)]
+    own = correct(*range(30))
+    found = choose_by({"own": own, "federated": own, "blend": own, "tuned": correct(*range(31))}, groups)
+    assert (found.model, found.doubts["federated"], found.gain.gain) == ("own", 1.0, 0.0)
+    assert "none is better than the own one beyond doubt" in found.text
+
+
+def test_clips_of_one_group_never_change_the_head():
+    found = choose_by({"own": correct(), "federated": correct(*range(60))}, ["one"] * 60)
+    assert (found.model, found.groups, found.doubts["federated"]) == ("own", 1, 0.5)
+    assert (found.gain.gain, found.gain.low, found.gain.high) == (1.0, -1.0, 1.0)
+
+
+def test_five_groups_are_enough_and_four_are_not():
+    for groups, model in ((4, "own"), (5, "federated")):
+        heads = {"own": correct(of=3 * groups), "federated": correct(*range(3 * groups), of=3 * groups)}
+        assert choose_by(heads, [str(n // 3) for n in range(3 * groups)]).model == model
+
+
+def test_the_candidates_are_the_tuned_head_and_half_way_to_it(tmp_path):
+    data = load_data(source_of(tmp_path, noise=0.3), RUN, AUTO)
+    trainer, federated, own = open_head(HEAD, 1), initial_params(HEAD, 7), initial_params(HEAD, 8)
+    heads = adoption.candidates(trainer, RUN, federated, own, data.train)
+    assert list(heads) == ["own", "federated", "blend", "tuned"]
+    assert heads["own"] is own
+    assert heads["federated"] is federated
+    tuned = federated
+    for number in (1, 2, 3):
+        tuned = run_round(trainer, tuned, data.train, TRAIN, RoundKey(RUN.seed, number, LOCAL)).params
+    for name in federated:
+        assert np.array_equal(heads["tuned"][name], tuned[name])
+        assert heads["blend"][name].dtype == np.float32
+        assert np.allclose(heads["blend"][name], (federated[name] + tuned[name]) / 2, atol=1e-6)
 
 
 def test_a_better_final_model_is_used_and_its_gain_known(tmp_path):
@@ -248,3 +286,66 @@ def test_a_tuned_head_that_diverges_is_no_candidate(tmp_path, monkeypatch):
     found = adopt_head(source_of(tmp_path, noise=0.1), RUN, initial_params(HEAD, 1), tmp_path / ALONE_MODEL, AUTO)
     assert isinstance(found.adoption, Adoption)
     assert set(found.adoption.correct) == {"own", "federated"}
+
+
+class Died(BaseException):
+    """The end of the process, in a test."""
+
+
+@pytest.mark.parametrize("survived", [0, 1])
+def test_a_restart_in_the_middle_ends_with_the_same_files(tmp_path, monkeypatch, survived):
+    """The daemon ends before one of the two files is written: until then the earlier model is in use."""
+    source, earlier = source_of(tmp_path, noise=0.1), initial_params(HEAD, 3)
+    end_of_run(tmp_path, source, Policy(hold_out=0.3), params=earlier)
+    writes = iter([write_model] * survived + [None])
+
+    def write_or_die(path, model):
+        if (write := next(writes)) is None:
+            raise Died
+        write(path, model)
+
+    monkeypatch.setattr("flamest.agent.end_of_run.write_model", write_or_die)
+    with pytest.raises(Died):
+        end_of_run(tmp_path, source, params=WRONG)
+    monkeypatch.undo()
+    assert params_sha256(read_model(tmp_path / FINAL_MODEL).params) == params_sha256(earlier)
+    assert (tmp_path / REFUSED_MODEL).exists() == (survived == 1)
+    monkeypatch.setattr(adoption, "train_locally", lambda *_, **__: pytest.fail("the own head is there already"))
+    used, kept = end_of_run(tmp_path, source, params=WRONG)
+    assert used.model == "own"
+    assert params_sha256(kept.params) == params_sha256(read_model(tmp_path / ALONE_MODEL).params)
+    assert params_sha256(read_model(tmp_path / REFUSED_MODEL).params) == params_sha256(WRONG)
+    assert not list(tmp_path.glob("*.tmp*")), "nothing half written is left"
+
+
+def test_a_daemon_that_ends_while_the_own_head_is_written_trains_it_again(tmp_path, monkeypatch):
+    source = source_of(tmp_path, noise=0.1)
+    monkeypatch.setattr("flamest.agent.end_of_run_tasks.write_model", lambda *_: (_ for _ in ()).throw(Died))
+    with pytest.raises(Died):
+        end_of_run(tmp_path, source, params=WRONG)
+    monkeypatch.undo()
+    assert not (tmp_path / FINAL_MODEL).exists()
+    (tmp_path / ALONE_MODEL).write_bytes(b"half")
+    assert end_of_run(tmp_path, source, params=WRONG)[0].model == "own"
+    assert read_model(tmp_path / ALONE_MODEL).run == LOCAL
+
+
+@pytest.mark.parametrize(("mine", "model"), [(RIGHT, "own"), (WRONG, "final")])
+def test_refuse_worse_compares_with_the_last_rounds_own_model(tmp_path, mine, model):
+    source = source_of(tmp_path, noise=0.1)
+    write_model(tmp_path / OWN_MODEL, ModelFile(HEAD, mine, LABELS, "f", RUN.run, 4))
+    final = WRONG if model == "own" else RIGHT
+    used, kept = end_of_run(tmp_path, source, Policy(hold_out=0.3, refuse_worse=True), params=final)
+    assert used.model == model
+    assert params_sha256(kept.params) == params_sha256(RIGHT)
+    assert (tmp_path / REFUSED_MODEL).exists() == (model == "own")
+    assert not (tmp_path / ALONE_MODEL).exists(), "no head is trained alone for it"
+
+
+def test_both_keys_together_are_refused_where_the_settings_are_read(tmp_path):
+    (tmp_path / "agent.toml").write_text(
+        'store = "s"\nstate = "t"\n[coordinator]\naddress = "h:1"\nca = "c"\ncertificate = "d"\nkey = "e"\n'
+        '[policy]\nadopt = "auto"\nrefuse_worse = true\n'
+    )
+    with pytest.raises(SettingsError, match="refuse_worse: adopt says which model is used"):
+        load_agent_settings(tmp_path / "agent.toml")

@@ -152,6 +152,41 @@ def test_a_calibrated_model_has_no_calibration_error():
     assert calibration_error(np.ones(4), np.array([True, True, False, False])) == 0.5
 
 
+def test_the_json_has_these_fields(store, tmp_path):
+    """The issue's contract, and what a script can rely on."""
+    model = trained(store, tmp_path / "own.safetensors")
+    found = evaluate_on_store(of_a_run(tmp_path, model), EvaluationRequest(store, threads=1))
+    gain = {"gain": float, "low": float, "high": float, "clips": int, "groups": int}
+    figures = {
+        "accuracy": float,
+        "accuracy_low": float,
+        "accuracy_high": float,
+        "correct": int,
+        "calibration_error": float,
+    }
+    whole = {"model": str, "run": str, "round": int, "clips": int, "groups": int, "held_out": bool, "ignored": int}
+    whole |= {"left_out": int, "own": dict, "no_own": str, "gain": dict, "classes": dict, "wrong": list}
+    of_class = {"clips": int, "correct": int, "accuracy": float, "own_correct": int, "gain": type(None)}
+    assert {name: type(value) for name, value in found.items()} == {**figures, **whole}
+    assert {name: type(value) for name, value in found["own"].items()} == figures
+    assert {name: type(value) for name, value in found["gain"].items()} == gain
+    assert list(found["classes"]) == list(LABELS)
+    for each in found["classes"].values():  # of 12 clips in three groups: too few groups for a gain of its own
+        assert {name: type(value) for name, value in each.items()} == of_class
+
+
+def test_a_class_has_a_gain_where_its_clips_and_groups_suffice(store, tmp_path):
+    model = trained(store, tmp_path / "own.safetensors", hold_out=0.6)
+    worse = of_a_run(tmp_path, model, params={name: -tensor for name, tensor in model.params.items()})
+    found = evaluate_on_store(worse, EvaluationRequest(store, threads=1))
+    fall = found["classes"]["fall"]
+    assert (fall["clips"], fall["gain"]["clips"], fall["gain"]["groups"]) == (24, 24, 6)
+    assert fall["gain"]["gain"] == pytest.approx((fall["correct"] - fall["own_correct"]) / 24)
+    assert {each["label"] for each in found["wrong"]} == {
+        label for label, each in found["classes"].items() if each["correct"] < each["clips"]
+    }
+
+
 def test_the_command_shows_what_json_has(store, tmp_path):
     shared = of_a_run(tmp_path, trained(store, tmp_path / "own.safetensors"))
     arguments = ["evaluate", "--model", str(shared), "--store", str(store), "--threads", "1"]

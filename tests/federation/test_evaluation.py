@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from flamest.agent.cli.main import app
 from flamest.experiments.processes import daemons, run_command, wait_until
 from flamest.fedproto.head import params_sha256
 from flamest.fedproto.model_file import read_model
+from typer.testing import CliRunner
 
 SHARE = "share_for_evaluation = true"
 
@@ -60,6 +62,12 @@ def test_silos_that_share_measure_each_other_others_the_final_model(site):
     assert (berta.adopted == "own") == (params_sha256(used.params) == params_sha256(own.params))
     evaluated = run_command("agent", "evaluate", "--dir", shared.folder / "berta")
     assert evaluated["gain"] == berta.gain, "the command finds the same held-out clips and the same own head"
+    assert set(evaluated["classes"]) == set(shared.labels)
+    assert len(evaluated["wrong"]) == evaluated["clips"] - evaluated["correct"]
+    shown = CliRunner().invoke(app, ["status", "--dir", str(shared.folder / "berta")]).stdout
+    assert f"gain of the final model over the own head: {100 * berta.gain['gain']:+.1f} points" in shown
+    ledger = run_command("agent", "egress", "--dir", shared.folder / "berta")
+    assert not [entry for entry in ledger["entries"] if entry.get("results")], "nothing of the comparison has left"
 
 
 def test_without_the_silos_consent_only_the_final_model_is_measured(site):

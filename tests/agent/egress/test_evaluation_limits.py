@@ -485,3 +485,35 @@ def test_a_head_of_its_own_that_cannot_be_trained_is_left_out(silo, monkeypatch)
     made.takes_part(GAINS)
     (report,) = made.evaluates(GAINS)
     assert [one.subject for one in report.report.results] == [0]
+
+
+def test_heads_of_its_own_count_against_the_quotas_whatever_the_run_varies(silo):
+    """Each run trains with another rate: the head is another one, its noise too, and the mean of many would tell."""
+    made = silo(Policy(report_gain=True, evaluations_per_day=8))
+    reported = []
+    for number in range(5):
+        rate = msgspec.structs.replace(GAINS.train, learning_rate=0.01 + number / 1e6)
+        run = msgspec.structs.replace(GAINS, run=f"run-{number}", train=rate)
+        made.takes_part(run)
+        (report,) = made.evaluates(run)
+        reported.append([one.subject for one in report.report.results])
+        made = made.restarted()
+    assert reported == [[0, OWN_HEAD], [0, OWN_HEAD], [0], [], []]
+    assert sum(entry.evaluated_models for entry in read_ledger(made.state).entries) == 8
+
+
+def test_an_own_head_on_few_clips_is_not_reported(silo):
+    made = silo(Policy(report_gain=True, hold_out=0.05))
+    made.takes_part(GAINS)
+    assert figures(made.evaluates(GAINS)) == [0]
+
+
+def test_the_ledger_has_the_figures_of_the_own_head_as_sent(silo):
+    made = silo(Policy(report_gain=True, report_classes=10))
+    made.takes_part(GAINS)
+    (message,) = made.evaluates(GAINS)
+    (line,) = made.lines()
+    assert tuple(result.result() for result in line.results) == message.report.results
+    own = message.report.results[1].evaluation
+    assert (line.models, own.count, len(own.by_class)) == (2, 66, 3)
+    assert own.loss == round(own.loss, 2)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
-from flamest.agent.training.gain import CLASS_CLIPS, DOUBT, class_gains, doubts, paired_gain
-from scipy.stats import binomtest
+from flamest.agent.training.gain import (
+    ALL_FLIPS,
+    CLASS_CLIPS,
+    DOUBT,
+    accuracy_interval,
+    class_gains,
+    doubts,
+    paired_gain,
+)
+from scipy.stats import binomtest, t
 
 
 def clips(*counts: tuple[bool, bool, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -88,9 +99,25 @@ def test_agreement_on_few_clips_is_no_certainty():
     assert few.high > 0.2
 
 
-def test_one_group_says_nothing():
-    found = paired_gain(np.ones(9, np.bool_), np.zeros(9, np.bool_), ["one"] * 9)
-    assert (found.gain, found.low, found.high) == (1.0, -1.0, 1.0)
+def test_a_few_groups_say_nothing_however_many_clips_they_have():
+    for groups in range(1, 5):
+        names = [f"g{number % groups}" for number in range(60)]
+        found = paired_gain(np.ones(60, np.bool_), np.zeros(60, np.bool_), names)
+        assert (found.gain, found.low, found.high) == (1.0, -1.0, 1.0)
+    five = paired_gain(np.ones(60, np.bool_), np.zeros(60, np.bool_), [f"g{number % 5}" for number in range(60)])
+    assert five.low > 0
+
+
+def test_the_interval_holds_where_few_groups_of_many_clips_differ():
+    """Eight scenes of twelve clips, each nearly all alike: one added clip had the gain in half of the cases."""
+    random, covered, trials = np.random.default_rng(6), 0, 400
+    groups = [str(number // 12) for number in range(96)]
+    for _ in range(trials):
+        parts = random.dirichlet((0.015, 0.003, 0.282), size=8).repeat(12, axis=0)
+        drawn = (random.random(96)[:, None] > parts.cumsum(axis=1)).sum(axis=1)
+        found = paired_gain(drawn == 0, drawn == 1, groups)
+        covered += found.low <= 0.04 <= found.high
+    assert covered / trials >= 0.95
 
 
 def test_a_class_of_few_clips_or_groups_has_no_gain():
@@ -99,3 +126,70 @@ def test_a_class_of_few_clips_or_groups_has_no_gain():
     groups = [*alone(CLASS_CLIPS), *(f"scene{number % 2}" for number in range(CLASS_CLIPS)), *alone(CLASS_CLIPS)]
     y[-1] = 3  # a clip of another class
     assert list(class_gains(model, own, groups, y)) == [0]
+
+
+def enumerated(own: np.ndarray, candidates: dict[str, np.ndarray], groups: list[str]) -> dict[str, float]:
+    """The p-values by every choice of signs, one after the other."""
+    names = sorted(set(groups))
+    sums = {
+        name: [sum(scores[row] - own[row] for row in range(len(own)) if groups[row] == group) for group in names]
+        for name, scores in candidates.items()
+    }
+
+    def statistic(differences, signs):
+        length = math.sqrt(sum(one * one for one in differences))
+        return sum(sign * one for sign, one in zip(signs, differences, strict=True)) / length
+
+    largest = [
+        max(statistic(each, signs) for each in sums.values()) for signs in itertools.product((1, -1), repeat=len(names))
+    ]
+    return {
+        name: sum(one >= statistic(each, [1] * len(names)) - 1e-9 for one in largest) / len(largest)
+        for name, each in sums.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_doubts_are_those_of_every_choice_of_signs(seed):
+    random = np.random.default_rng(seed)
+    groups = [f"g{number}" for number in range(8) for _ in range(int(random.integers(1, 5)))]
+    own = random.random(len(groups))
+    candidates = {name: np.clip(own + random.normal(0.15, 0.3, len(own)), 0, 1) for name in ("a", "b", "c")}
+    assert doubts(own, candidates, groups) == pytest.approx(enumerated(own, candidates, groups))
+
+
+def test_two_candidates_worked_out_by_hand():
+    """Differences (1, 1) and (1, -1): the largest statistic of the four choices is twice sqrt(2) and twice 0."""
+    own = np.array([0.0, 1.0])
+    found = doubts(own, {"both": np.array([1.0, 2.0]), "one": np.array([1.0, 0.0])}, ["g", "h"])
+    assert found["one"] == 1.0
+    assert found["both"] == 0.5, "sqrt(2) is reached at (+, +), and by the other one at (+, -)"
+
+
+def test_beyond_the_enumerated_groups_p_values_are_never_zero():
+    groups = alone(ALL_FLIPS + 8)
+    found = doubts(np.zeros(len(groups)), {"model": np.ones(len(groups))}, groups)["model"]
+    assert 0 < found < 1e-3
+
+
+def test_a_candidate_like_the_own_head_is_in_doubt_next_to_a_better_one():
+    model, own = clips((True, False, 9), (True, True, 20))
+    found = doubts(own, {"same": own, "better": model}, alone(29))
+    assert (found["same"], found["better"]) == (1.0, 2.0**-9)
+
+
+def test_an_interval_worked_out_by_hand():
+    """Differences 1, 1, 0, 0, 0, and 1 and -1 added: mean 2/7, squares about it 24/7, error 2/7, with 4 degrees."""
+    found = paired_gain(np.array([1, 1, 0, 0, 0], bool), np.zeros(5, bool), alone(5))
+    assert found.gain == pytest.approx(2 / 5)
+    assert found.low == pytest.approx(2 / 7 - t.ppf(0.975, 4) * 2 / 7)
+    assert found.high == 1.0
+    assert found.text == "+40.0 points (95 % interval -50.8 to +100.0)"
+
+
+def test_an_interval_of_accuracy_worked_out_by_hand():
+    assert accuracy_interval(np.array([1, 1, 1, 0], bool), list("gghh")) == (0.0, 1.0), "one degree of freedom"
+    many = accuracy_interval(np.arange(40) < 30, alone(40))
+    values = np.array([1] * 32 + [0] * 12)
+    error = values.std(ddof=1) / np.sqrt(44)
+    assert many == pytest.approx((32 / 44 - t.ppf(0.975, 39) * error, 32 / 44 + t.ppf(0.975, 39) * error))

@@ -329,6 +329,26 @@ def test_gains_are_reported_where_the_run_asks_for_them(make_federation):
     assert "median +10.0 points, -10.0 to +30.0; more than 0 in 1" in shown
 
 
+def test_a_gain_is_only_of_silos_that_report_both_figures(make_federation):
+    """Those of the others are in no sum, so nothing about them can be found by subtracting."""
+    run = {"rounds": 1, "min_silos": 3, "final_evaluation": '"model"', "gains": "true"}
+    federation = make_federation("a", "b", "c", **run)
+    federation.start()
+    for silo in "abc":
+        answer(federation, silo, correct=3, shared=False, answered=0)
+    with federation.client("a") as client:
+        assert client.wait(client.join(), 1, 10).phase is Phase.EVALUATE
+    final, alone = (SubjectEvaluation(one, Evaluation(0.1, 5, 10)) for one in (0, OWN_HEAD))
+    report(federation, "a", [final, alone], 1)
+    report(federation, "b", [final], 1)
+    assert evaluation_of(federation.settings(), None)["gains"]["silos"] == [
+        {"silo": "a", "gain": 0.0, "final": 0.5, "own": 0.5, "count": 10, "by_class": []}
+    ]
+    report(federation, "c", [final], 1)
+    gains = evaluation_of(federation.settings(), None)["gains"]
+    assert (len(gains["silos"]), gains["median"], gains["least"], gains["largest"]) == (1, 0.0, 0.0, 0.0)
+
+
 def test_an_own_head_that_no_run_asks_for_is_refused(finished):
     results = [SubjectEvaluation(0, Evaluation(0.1, 1, 2)), SubjectEvaluation(OWN_HEAD, Evaluation(0.1, 1, 2))]
     with pytest.raises(DataError, match="model 256"):
