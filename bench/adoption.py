@@ -4,8 +4,7 @@
 
 Ten federations of each set, UCF101's features and the mini-world's, of five silos each (unlike_silos.py). Every silo
 chooses by its held-out clips, as after a run; the heads are then judged on test clips that nobody has seen, of the
-silo's own classes, camera and words. What is done is kept, and not repeated: the result is stored after every
-federation.
+silo's own classes, camera and words. What is done is kept in the folder, and not repeated.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ def main() -> None:
     parser.add_argument("--federations", type=int, default=10, help="of each set")
     parser.add_argument("--minutes", type=float, default=7.5, help="after which no further federation is begun")
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--store", action="store_true", help="write what is there to bench/results")
     options = parser.parse_args()
     kept, until = options.folder / "adoption", time.monotonic() + 60 * options.minutes
     kept.mkdir(parents=True, exist_ok=True)
@@ -57,9 +57,15 @@ def main() -> None:
         if not path.exists() and time.monotonic() < until:
             path.write_text(json.dumps(federation(features, seed, options.recipe)))
             print(path.stem, *(_text(row) for row in json.loads(path.read_text())), sep="\n  ", flush=True)
-    figures = {recipe: summary(rows) for recipe in RECIPES if (rows := _kept(kept, recipe))}
+    figures = {}
+    for recipe in RECIPES:
+        for name in ("", "ucf101", "miniworld"):
+            if rows := [row for row in _kept(kept, recipe) if row["federation"].startswith(name)]:
+                figures[f"{recipe}, {name or 'both sets'}"] = summary(rows, texts=bool(name))
     setting = {"silos": len(TRAITS), "rounds": ROUNDS, "hold_out": HOLD_OUT}
-    print(json.dumps(figures, indent=2), store_result("adoption", {**setting, **figures}))
+    print(json.dumps(figures, indent=2))
+    if options.store:
+        print(store_result("adoption", {**setting, **figures}))
 
 
 def _federations(options: argparse.Namespace) -> Iterator[tuple[FeatureSet, int]]:
@@ -124,7 +130,7 @@ def _own_better(test: dict[Any, Answered], found: Adoption, silo: UnlikeSilo) ->
     return doubts(adopted, {"own": own}, silo.test_groups)["own"]
 
 
-def summary(rows: list[Row]) -> dict[str, Any]:
+def summary(rows: list[Row], *, texts: bool = False) -> dict[str, Any]:
     """Return the figures over all silos: gains on the test clips, in points over the own head."""
     others = [row for row in rows if row["adopted"] != "own"]
     worse = [row for row in others if row["own_better"] <= DOUBT]
@@ -151,7 +157,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
             }
             for trait in sorted(set(TRAITS))
         },
-        "rows": rows,
+        **({"rows": [f"{row['federation']} {_text(row)}" for row in rows]} if texts else {}),
     }
 
 

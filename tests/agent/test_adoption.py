@@ -318,7 +318,7 @@ def test_a_restart_in_the_middle_ends_with_the_same_files(tmp_path, monkeypatch,
     assert not list(tmp_path.glob("*.tmp*")), "nothing half written is left"
 
 
-def test_a_daemon_that_ends_while_the_own_head_is_written_trains_it_again(tmp_path, monkeypatch):
+def test_an_own_head_that_was_not_written_whole_is_trained_again(tmp_path, monkeypatch):
     source = source_of(tmp_path, noise=0.1)
     monkeypatch.setattr("flamest.agent.end_of_run_tasks.write_model", lambda *_: (_ for _ in ()).throw(Died))
     with pytest.raises(Died):

@@ -172,7 +172,7 @@ def test_beyond_the_enumerated_groups_p_values_are_never_zero():
     assert 0 < found < 1e-3
 
 
-def test_a_candidate_like_the_own_head_is_in_doubt_next_to_a_better_one():
+def test_a_candidate_like_the_own_head_stays_in_doubt():
     model, own = clips((True, False, 9), (True, True, 20))
     found = doubts(own, {"same": own, "better": model}, alone(29))
     assert (found["same"], found["better"]) == (1.0, 2.0**-9)
