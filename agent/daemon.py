@@ -227,13 +227,7 @@ class _Daemon:
         self._notes.set_state("evaluating")
         in_use = self._end_of_run.adopt_model(client, run, task)
         self._note_traffic(client)
-        self._notes.note(
-            adopted=in_use.model,
-            adopted_why=in_use.why,
-            adopted_run=run.run,
-            adopted_round=in_use.round,
-            gain=dict(in_use.gain),
-        )
+        self._notes.note(**in_use.as_status(run.run))
         if self._progress.adopted:
             self._shutdown.wait(self._repeats.pause_s())
         self._progress.adopted = task.model_sha256

@@ -31,6 +31,7 @@ OWN_MODEL = "own.safetensors"  # as the last round's training left it (policy.re
 ALONE_MODEL = "alone.safetensors"  # this silo's own head, trained on its clips alone (policy.adopt, report_gain)
 REFUSED_MODEL = "model.refused.safetensors"  # the run's final model where another one is in use
 IN_STATUS = {"federated": "final"}  # names of heads that the status has otherwise
+STATUS_FIELDS = ("adopted", "adopted_why", "adopted_run", "adopted_round", "gain")
 ADOPT_WITHIN_S = 24 * 3600.0  # to train a head alone and tune another: as long as all rounds of a run
 WITHIN_S = 3600.0  # to fetch and evaluate all models of a final evaluation; the paper's head takes a second each
 
@@ -46,6 +47,11 @@ class ModelInUse(NamedTuple):
     round: int  # that it is from
     gain: Mapping[str, float] = MappingProxyType({})  # of the final model over an own head; empty: not measured
 
+    def as_status(self, run: str) -> dict[str, Any]:
+        """Return the status's fields about it; ``run``: the run that it is of."""
+        values = self.model, self.why, run, self.round, dict(self.gain)
+        return dict(zip(STATUS_FIELDS, values, strict=True))
+
 
 def model_in_use(state: Path) -> dict[str, Any]:
     """Return the status's fields about the model in use, from before this daemon started; none without a model."""
@@ -55,7 +61,7 @@ def model_in_use(state: Path) -> dict[str, Any]:
         before = read_status(state)
     except (DataError, StorageError, UnreachableError):
         return {}
-    return {name: getattr(before, name) for name in ("adopted", "adopted_why", "adopted_run", "adopted_round", "gain")}
+    return {name: getattr(before, name) for name in STATUS_FIELDS}
 
 
 class EndOfRun:

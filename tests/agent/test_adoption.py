@@ -250,6 +250,16 @@ def test_groups_that_the_run_has_trained_on_do_not_count(tmp_path):
     assert end_of_run(tmp_path, source)[0].gain == before.gain, "those of another run count"
 
 
+@pytest.mark.parametrize("size", [1e20, 1e30, 3e38, -3e38])
+def test_a_final_model_whose_scores_overflow_is_not_used(tmp_path, size):
+    huge = {name: np.full_like(tensor, size) for name, tensor in RIGHT.items()}
+    huge["0.weight"][0] *= -1
+    used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), params=huge)
+    assert used.model == "own", used.why
+    assert np.isfinite([used.gain[name] for name in ("gain", "low", "high")]).all()
+    assert params_sha256(kept.params) == params_sha256(read_model(tmp_path / ALONE_MODEL).params)
+
+
 def test_where_every_group_was_trained_on_the_own_head_is_used(tmp_path):
     source = source_of(tmp_path, noise=0.1)
     trained_on(tmp_path, range(30))
