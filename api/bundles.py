@@ -25,6 +25,7 @@ from .runs import Run
 
 if TYPE_CHECKING:
     from ..agent.extraction.report import ExtractReport
+    from ..export.encoder.settings import Encoder
     from ..runtime.bundle.manifest import Manifest
 
 PathLike = str | os.PathLike[str]
@@ -188,7 +189,7 @@ def predict(
 def export_bundle(
     out: PathLike,
     *,
-    extractor: str = "blip+slow",
+    extractor: str | Encoder = "blip+slow",
     weights: str = "published",
     precision: Precision = "fp32",
     calibration: PathLike | None = None,
@@ -201,7 +202,8 @@ def export_bundle(
 
     Args:
         out: The folder to make.
-        extractor: The networks; ``flamest-export extractors`` lists them.
+        extractor: The networks; ``flamest-export extractors`` lists them. Or an encoder of your own: its TOML file, or
+            a ``flamest.export.Encoder`` (docs/guides/own-encoder.md).
         weights: Their source: ``published``, ``miniworld``, ``random:full`` or ``random:tiny``.
         precision: Of matrix products and convolutions (docs/explanation/precision.md).
         calibration: A folder of one's own clips, which ``int8`` gets its ranges from.
@@ -222,13 +224,13 @@ def export_bundle(
     options = ExportOptions(
         backend="onnx",
         out=path_of("out", out, like="fl.export_bundle('bundle')"),
-        extractor=extractor,
+        extractor=extractor if isinstance(extractor, str) else extractor.name,
         weights=weights,
         precision=[precision],
         calibration=None if calibration is None else Path(calibration),
         threads=threads,
     )
-    build_bundle(read_request(options, ""))
+    build_bundle(read_request(options, "", None if isinstance(extractor, str) else extractor))
     return open_bundle(out)
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from .. import __version__
 from ..base.clock import utc_text
 from ..base.files import new_directory, sha256_file, write_atomic
@@ -21,6 +23,7 @@ from ..base.progress import Progress, progress_bar
 from ..runtime.backends.tensorrt.supply import BuildTarget, EngineResult
 from ..runtime.bundle.graph_records import Calibration
 from ..runtime.bundle.manifest import (
+    ENCODER_SCHEMA,
     MANIFEST_FILE,
     SCHEMA,
     TOKENIZER_FILE,
@@ -35,12 +38,14 @@ from ..runtime.bundle.manifest import (
     encode_manifest,
 )
 from .checks import check_graphs, raise_for_failures
+from .encoder.loading import open_encoder
 from .engines import add_engines
 from .networks.extractors import ExtractorEntry
 from .networks.reference import quiet_libraries, torch_threads
 from .part_export import INT8_STEPS, ExportContext, ExportedPart, phase
 from .parts import (
     captioner_part,
+    evenly_spread,
     keyframe_part,
     keyframe_rule,
     retrieved_caption,
@@ -112,9 +117,11 @@ def steps_of(entry: ExtractorEntry, choice: PrecisionChoice = FP32) -> int:
     """
     vlm = {None: 0, "clip": 3, "blip": 4, "blip-text": 5}[entry.vlm]
     cnn = 0 if entry.network is None else 2 if entry.network == "slow" else 3
+    own = 0 if entry.encoder is None else 3
     int8 = {graph for graph in embedding_graphs(entry) if choice.of(graph) == "int8"}
-    tried = len({graph == "cnn" for graph in int8})
-    return vlm + 3 + cnn + len(int8) * (INT8_STEPS - 1) + tried * INT8_STEPS
+    tried = len({graph if graph.startswith("cnn") else "vlm" for graph in int8})
+    keyframes = 3 if entry.needed_networks else 0
+    return vlm + keyframes + cnn + own + len(int8) * (INT8_STEPS - 1) + tried * INT8_STEPS
 
 
 def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:
@@ -132,19 +139,24 @@ def export_bundle(request: ExportRequest, progress: Progress) -> BuiltBundle:
         vlm = _export_vlm(request, context)
         gc.collect()
         keyframes, cnn = _export_video(request, context)
-        parts: list[ExportedPart[Any]] = [part for part in (vlm, keyframes, cnn) if part is not None]
-        sources = {name: source for part in (keyframes, vlm, cnn) if part for name, source in part.sources.items()}
+        gc.collect()
+        own = _export_encoder(request, context)
+        parts: list[ExportedPart[Any]] = [part for part in (vlm, keyframes, cnn, own) if part is not None]
+        in_order = (keyframes, vlm, cnn, own)
+        sources = {name: source for part in in_order if part for name, source in part.sources.items()}
+        first, second = (cnn, own) if cnn is not None else (own, None)
         write_atomic(folder / LICENCES_FILE, _licences(sources))
         manifest = Manifest(
-            schema=SCHEMA,
+            schema=SCHEMA if own is None else ENCODER_SCHEMA,
             created=utc_text(),
             extractor=request.extractor.name,
             backend=request.backend,
             extraction_seed=request.extraction_seed,
             graphs={name: graph for part in parts for name, graph in part.graphs.items()},
-            keyframes=keyframes.record,
+            keyframes=_frames_rule(request, keyframes),
             vlm=None if vlm is None else vlm.record,
-            cnn=None if cnn is None else cnn.record,
+            cnn=None if first is None else first.record,
+            cnn2=UNSET if second is None else second.record,
             sources=sources,
             files=_list_files(folder),
             parity=total_parity([part.compared for part in parts]),
@@ -182,9 +194,11 @@ def _export_vlm(
 
 def _export_video(
     request: ExportRequest, context: ExportContext
-) -> tuple[ExportedPart[KeyframeRule], ExportedPart[SpatioTemporal] | None]:
-    """The keyframe graph from Slow, and the spatio-temporal part where the extractor has one."""
+) -> tuple[ExportedPart[KeyframeRule] | None, ExportedPart[SpatioTemporal] | None]:
+    """The keyframe graph from Slow, and the built-in spatio-temporal part, where the extractor has them."""
     network = request.extractor.network
+    if not request.extractor.needed_networks:
+        return None, None
     loaded = _load_video("slow", request, context)
     keyframes = context.export(keyframe_part(loaded, keyframe_rule(loaded), alone=network != "slow"))
     if network is None:
@@ -193,6 +207,26 @@ def _export_video(
         del loaded  # freed before the next network is loaded
         loaded = _load_video(network, request, context)
     return keyframes, context.export(spatio_temporal_part(loaded, spatio_temporal(loaded, request.extractor.choice)))
+
+
+def _export_encoder(request: ExportRequest, context: ExportContext) -> ExportedPart[SpatioTemporal] | None:
+    """The encoder of the exporter's own, where there is one."""
+    encoder = request.extractor.encoder
+    if encoder is None:
+        return None
+    with phase(context.progress, f"load {encoder.name}"):
+        loaded, record = open_encoder(encoder)
+    part = spatio_temporal_part(
+        loaded, spatio_temporal(loaded, encoder.choice, record), request.extractor.encoder_graph
+    )
+    return context.export(part)
+
+
+def _frames_rule(request: ExportRequest, keyframes: ExportedPart[KeyframeRule] | None) -> KeyframeRule:
+    if keyframes is not None:
+        return keyframes.record
+    assert request.extractor.encoder is not None
+    return evenly_spread(request.extractor.encoder.frames)
 
 
 def _load_video(network: str, request: ExportRequest, context: ExportContext) -> LoadedVideo:

@@ -1,7 +1,8 @@
 """Estimate of an export: sources, sizes, memory, downloads. No weights are read.
 
 The networks are built from their configurations with memory that is not set, and their graphs' constants
-counted: the sizes of the files follow to a few per cent. Seconds, whatever the networks' sizes.
+counted: the sizes of the files follow to a few per cent. Seconds, whatever the networks' sizes. An encoder of one's own
+is made and tried as for an export.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.bundle.graph_records import Precision
+from .encoder.loading import open_encoder
 from .networks.blip import vision_module
 from .networks.extractors import ExtractorEntry
 from .networks.slow_i3d import keyframe_module
@@ -26,6 +28,8 @@ from .weights.video import VIDEO_WEIGHTS, zoo_cache
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .encoder.settings import Encoder
 
 # Bytes per value of matrices and kernels; vectors (biases, norms) stay in four.
 BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -93,6 +97,7 @@ def estimate(
         graphs.append(GraphEstimate(name, precision, values, size))
         largest = max(largest, 4 * values)
     found = tuple(_estimate_source(sources[network]) for network in entry.needed_networks)
+    found += () if entry.encoder is None else (_estimate_encoder(entry.encoder),)
     tokenizer = _TOKENIZER if entry.vlm in ("blip", "blip-text") else 0
     warnings = [licence_warning(source.network, source.licence) for source in found]
     return Estimate(
@@ -122,6 +127,12 @@ def _graph_shapes(entry: ExtractorEntry, sources: Mapping[str, WeightSource]) ->
             yield "words", _shapes(model.text_decoder.bert, without=("crossattention",))
         del model
         gc.collect()
+    if entry.encoder is not None:
+        loaded, _ = open_encoder(entry.encoder)
+        yield entry.encoder_graph, _shapes(loaded.net)
+        del loaded
+    if not entry.needed_networks:
+        return
     slow, frames = _build_video(sources["slow"])
     yield "keyframes", _shapes(keyframe_module(slow))
     if entry.network is not None:
@@ -191,6 +202,11 @@ def _estimate_source(source: WeightSource) -> SourceEstimate:
     release = BY_SOURCE.get(repository)
     size = release.about_bytes if release else 4 * _published_values(network)
     return SourceEstimate(network, name, revision, licence, "to be downloaded", size)
+
+
+def _estimate_encoder(encoder: Encoder) -> SourceEstimate:
+    name = encoder.hub or encoder.timm or str(encoder.weights.name if encoder.weights else encoder.name)
+    return SourceEstimate("encoder", name, "", encoder.licence or "not stated in its TOML", "as its module comes", 0)
 
 
 def _cached(source: WeightSource) -> bool:

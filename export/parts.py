@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from msgspec import UNSET, UnsetType
+
 from ..base.errors import DataError, UsageError
+from ..runtime.bundle.encoder_record import EncoderRecord
 from ..runtime.bundle.graph_records import Parity
 from ..runtime.bundle.manifest import (
     KEYFRAMES_SOURCE,
     AttentionMode,
     CaptionRule,
     FrameChoice,
+    FramePreprocessing,
     KeyframeRule,
     RetrievedCaption,
     Source,
@@ -37,7 +41,7 @@ from .graphs.spec import (
 )
 from .networks.blip import text_shape
 from .networks.clip import encode_captions, hash_tokens, read_captions, tokenize_captions
-from .networks.preprocessing import blip_frames, keyframe_candidates
+from .networks.preprocessing import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD, blip_frames, keyframe_candidates
 from .networks.slow_i3d import FRAMES, keyframe_width
 from .parity.blip import compare_blip
 from .parity.chain import ChainPart, compare_captioner, compare_retriever, compare_spatio_temporal, sum_up
@@ -157,16 +161,16 @@ def keyframe_part(slow: LoadedVideo, rule: KeyframeRule, *, alone: bool) -> Part
     )
 
 
-def spatio_temporal_part(loaded: LoadedVideo, cnn: SpatioTemporal) -> Part[SpatioTemporal]:
-    """A spatio-temporal network: graph ``cnn``."""
+def spatio_temporal_part(loaded: LoadedVideo, cnn: SpatioTemporal, graph: str = "cnn") -> Part[SpatioTemporal]:
+    """A spatio-temporal network: graph ``cnn``, or ``cnn2`` after one."""
     network, net = loaded.network, loaded.net
-    spec = cnn_spec(network, net, loaded.form, cnn.preprocessing)
+    spec = cnn_spec(network, net, loaded.form, cnn.preprocessing, graph)
     return Part(
         title=network.name,
         record=cnn,
         sources={network.name: loaded.source},
         specs=(spec,),
-        compare=lambda written: compare_cnn(network, net, written, cnn),
+        compare=lambda written: compare_cnn(network, net, written, cnn, graph),
         compare_chain=lambda written, clips: compare_spatio_temporal(spec, written, cnn.preprocessing, clips),
         feeds=lambda clips, _: frame_feeds(spec, cnn.preprocessing, clips),
     )
@@ -223,8 +227,23 @@ def keyframe_rule(slow: LoadedVideo) -> KeyframeRule:
     )
 
 
-def spatio_temporal(loaded: LoadedVideo, choice: FrameChoice) -> SpatioTemporal:
-    """The manifest's record of a spatio-temporal network."""
+def evenly_spread(frames: int) -> KeyframeRule:
+    """The manifest's record for frames that are spread evenly, where nothing chooses among them."""
+    return KeyframeRule(
+        count=frames,
+        candidates=max(CANDIDATES, frames),
+        preprocessing=FramePreprocessing(
+            size=32, fit="crop", filter="bilinear-bytes", mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD
+        ),
+        feature_width=0,
+        space="none: frames spread evenly",
+    )
+
+
+def spatio_temporal(
+    loaded: LoadedVideo, choice: FrameChoice, encoder: EncoderRecord | UnsetType = UNSET
+) -> SpatioTemporal:
+    """The manifest's record of a spatio-temporal network; ``encoder``: of one of the exporter's own."""
     return SpatioTemporal(
         network=loaded.network.name,
         preprocessing=loaded.preprocessing,
@@ -232,6 +251,7 @@ def spatio_temporal(loaded: LoadedVideo, choice: FrameChoice) -> SpatioTemporal:
         choice=choice,
         width=loaded.form.width,
         pooling=loaded.network.pooling,
+        encoder=encoder,
     )
 
 

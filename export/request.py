@@ -12,11 +12,12 @@ from ..base.errors import UsageError
 from ..base.options import ThreadsOption
 from ..runtime.bundle.manifest import CrossAttention
 from .engine_options import EngineFlags, WithEnginesOption
-from .networks.extractors import DEFAULT_EXTRACTOR, ExtractorEntry, find_extractor
+from .networks.extractors import DEFAULT_EXTRACTOR, ExtractorEntry, find_extractor, own_extractor
 from .source_options import WEIGHTS, SourceOptions, WeightsHashOption
 
 if TYPE_CHECKING:
     from .bundle import ExportRequest
+    from .encoder.settings import Encoder
     from .weights.source import WeightSource
 
 ATTENTION_MODES: tuple[CrossAttention, ...] = ("bidirectional", "causal-last", "causal-first")
@@ -70,9 +71,10 @@ class ExportOptions:
     extractor: Annotated[
         str,
         typer.Option(
-            metavar="NAME",
+            metavar="NAME|FILE.toml",
             rich_help_panel=BUNDLE,
-            help="The networks that make a clip's embedding; flamest-export extractors lists them.",
+            help="The networks that make a clip's embedding; flamest-export extractors lists them. FILE.toml: an image "
+            "or video encoder of your own, whose code runs here and on no silo (docs/guides/own-encoder.md).",
         ),
     ] = DEFAULT_EXTRACTOR
     weights: Annotated[
@@ -138,8 +140,10 @@ class ExportOptions:
     ] = False
 
 
-def read_request(options: ExportOptions, capability: str) -> ExportRequest:
+def read_request(options: ExportOptions, capability: str, encoder: Encoder | None = None) -> ExportRequest:
     """The request that ``options`` make; ``capability``: of the GPU that engines are built for, empty without one.
+
+    ``encoder``: one that was made in Python, instead of ``options.extractor``.
 
     Raises UsageError for options that contradict each other, StorageError or DataError for a folder of
     clips that holds none.
@@ -159,7 +163,7 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
             f"--cross-attention {options.cross_attention}: expected one of {expected}",
             fix=f"--cross-attention {ATTENTION_MODES[0]}, or leave it out",
         )
-    entry = find_extractor(options.extractor)
+    entry = _entry(encoder or options.extractor)
     precision = choose_precision(options.precision or (), entry, options.backend, capability)
     if options.out is None and not options.dry_run:
         raise UsageError("no folder given for the bundle: expected --out DIR", fix=EXAMPLE)
@@ -178,6 +182,15 @@ def read_request(options: ExportOptions, capability: str) -> ExportRequest:
         check=options.check,
         own_clips=None if options.calibration is None else folder_clips(options.calibration),
     )
+
+
+def _entry(extractor: str | Encoder) -> ExtractorEntry:
+    """The extractor of that name, of that TOML file, or of an encoder that was made in Python."""
+    if isinstance(extractor, str) and not extractor.endswith(".toml"):
+        return find_extractor(extractor)
+    from .encoder.settings import check_encoder, read_encoder
+
+    return own_extractor(read_encoder(Path(extractor)) if isinstance(extractor, str) else check_encoder(extractor))
 
 
 def _sources(options: ExportOptions, entry: ExtractorEntry) -> dict[str, WeightSource]:

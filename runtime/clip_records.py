@@ -117,7 +117,7 @@ class ClipFeatures:
     """The embedding of one clip (paper eqs. 6 and 7) and its provenance. A part that the extractor lacks is empty."""
 
     vlm: npt.NDArray[np.float32]  # [768] for BLIP, cross-attention embedding
-    cnn: npt.NDArray[np.float32]  # [2048] for Slow, spatio-temporal embedding
+    cnn: npt.NDArray[np.float32]  # [2048] for Slow, spatio-temporal embedding; of two networks one after the other
     caption: Caption  # empty text without a vision-language part
     keyframe: int  # index of the captioned keyframe, of several the first drawn; -1 for none
     keyframe_times_s: tuple[float, ...]  # seconds from clip start, of the first part's frames
@@ -142,8 +142,9 @@ _GRAPHS = {"keyframes": "keyframes", "vision": "vision", "caption": "text", "emb
 
 def stages_of(manifest: Manifest) -> tuple[str, ...]:
     """Stages of this manifest's extractor, in order."""
-    passed = {"decode", "prepare"} | ({"cnn"} if manifest.cnn is not None else set())
-    if manifest.vlm is not None or (manifest.cnn is not None and manifest.cnn.choice == "keyframes"):
+    parts = manifest.spatio_temporal.values()
+    passed = {"decode", "prepare"} | ({"cnn"} if parts else set())
+    if manifest.vlm is not None or any(part.choice == "keyframes" for part in parts):
         passed.add("keyframes")
     if manifest.vlm is not None:
         passed.add("vision")

@@ -81,10 +81,11 @@ class Extractor:
         self.stages = stages_of(bundle.manifest)
         self.precision = effective_precision(bundle.manifest, opening.backend_options)
         self._opener = opener
-        cnn = opener.open("cnn") if bundle.manifest.cnn else None
+        parts = bundle.manifest.spatio_temporal
+        cnn, cnn2 = (opener.open(graph) if graph in parts else None for graph in ("cnn", "cnn2"))
 
         def sizes_with(vision: Session | None) -> PipelineSizes:
-            return choose_sizes(pipeline, _machine(bundle.manifest, opening, [vision, cnn]))
+            return choose_sizes(pipeline, _machine(bundle.manifest, opening, [vision, cnn, cnn2]))
 
         def places(model: VisionLanguageModel) -> int:
             wanted = sizes_with(model.vision).captions
@@ -94,13 +95,14 @@ class Extractor:
         vision = None if captioner is None else captioner.vision
         sizes = sizes_with(vision)
         vlm = bundle.manifest.vlm
-        self._networks = Networks(captioner, cnn, sizes.batch, captioned_frames=vlm.captioned_frames if vlm else 1)
-        self._on_device = any(graph is not None and not graph.computes_on_host for graph in (vision, cnn))
+        captioned = vlm.captioned_frames if vlm else 1
+        self._networks = Networks(captioner, cnn, sizes.batch, captioned_frames=captioned, cnn2=cnn2)
+        self._on_device = any(graph is not None and not graph.computes_on_host for graph in (vision, cnn, cnn2))
         captions = captioner.free if isinstance(captioner, CaptionGenerator) else 0
         self.sizes = PipelineSizes(min(len(videos), sizes.readers), self._networks.batch, captions)
         keyframes = self._keyframe_features(opener) if "keyframes" in self.stages else None
         # By graph, in the order in which a clip passes them, with the choice of its frames last.
-        order = (*bundle.manifest.needed_graphs[1:], "keyframes")
+        order = (*(name for name in bundle.manifest.needed_graphs if name != "keyframes"), "keyframes")
         self.placements: dict[str, GraphPlacement] = {
             name: opener.placements[name] for name in order if name in opener.placements
         }
@@ -190,13 +192,13 @@ class Extractor:
     def _result(self, job: ClipJob, *, more: bool) -> ExtractionResult:
         if job.error is not None:
             return ExtractionResult(job.clip, None, job.error, more)
-        vlm, cnn = self.manifest.vlm, self.manifest.cnn
+        vlm = self.manifest.vlm
         try:
             return ExtractionResult(
                 job.clip,
                 ClipFeatures(
                     vlm=_finite(job.vector(), 0 if vlm is None else vlm.width, "vlm", job.clip),
-                    cnn=_finite(job.cnn, 0 if cnn is None else cnn.width, "cnn", job.clip),
+                    cnn=_finite(job.cnn, self.manifest.cnn_width, "cnn", job.clip),
                     caption=job.caption,
                     keyframe=job.keyframe,
                     keyframe_times_s=job.times_s,
@@ -265,18 +267,16 @@ def open_extractor(
 
 
 def _check_frames(bundle: Bundle) -> None:
-    """Check that the manifest chooses as many frames for graph ``cnn`` as the graph takes."""
-    spec = bundle.manifest.cnn
-    if spec is None:
-        return
-    for tensor in bundle.manifest.graphs["cnn"].inputs:
-        taken = tensor.shape[1:2] if tensor.dtype == "uint8" else tensor.shape[2:3]
-        if tensor.name == "frames" and taken != (spec.frames,):
-            raise DataError(
-                f"{bundle.path}: its manifest chooses {spec.frames} frames, "
-                f"its graph 'cnn' takes {', '.join(map(str, taken)) or 'none'}",
-                fix="export the bundle again with this version of flamest-export",
-            )
+    """Check that the manifest chooses as many frames for graphs ``cnn`` and ``cnn2`` as they take."""
+    for graph, spec in bundle.manifest.spatio_temporal.items():
+        for tensor in bundle.manifest.graphs[graph].inputs:
+            taken = tensor.shape[1:2] if tensor.dtype == "uint8" else tensor.shape[2:3]
+            if tensor.name == "frames" and taken != (spec.frames,):
+                raise DataError(
+                    f"{bundle.path}: its manifest chooses {spec.frames} frames, "
+                    f"its graph '{graph}' takes {', '.join(map(str, taken)) or 'none'}",
+                    fix="export the bundle again with this version of flamest-export",
+                )
 
 
 def _finite(vector: npt.NDArray[np.float32], width: int, part: str, clip: Clip) -> npt.NDArray[np.float32]:

@@ -36,14 +36,15 @@ class ClipBatch:
     jobs: tuple[ClipJob, ...]
     cnn_frames: Feed | None
     captioned: tuple[FrameBatch, ...]
+    cnn2_frames: Feed | None = None  # of graph ``cnn2``
 
 
 @dataclass(frozen=True, eq=False)
 class StartedClips:
-    """A run of graph ``cnn`` that may not have ended."""
+    """Runs of graphs ``cnn`` and ``cnn2`` that may not have ended."""
 
     jobs: tuple[ClipJob, ...]
-    vectors: Value
+    vectors: tuple[Value, ...]  # of each graph
     began: float  # on time.perf_counter
 
 
@@ -77,16 +78,26 @@ class Networks:
     a thread each."""
 
     def __init__(
-        self, captioner: Captioner[Any] | None, cnn: Session | None, batch: int, *, captioned_frames: int = 1
+        self,
+        captioner: Captioner[Any] | None,
+        cnn: Session | None,
+        batch: int,
+        *,
+        captioned_frames: int = 1,
+        cnn2: Session | None = None,
     ) -> None:
-        self.captioner, self._cnn = captioner, cnn
-        self._clips = _BatchMemory(cnn, batch, in_use=UNFINISHED_BATCHES) if cnn is not None else None
+        self.captioner, self._cnn, self._cnn2 = captioner, cnn, cnn2
+        self._clips, self._clips2 = (
+            _BatchMemory(session, batch, in_use=UNFINISHED_BATCHES) if session is not None else None
+            for session in (cnn, cnn2)
+        )
         self._frames = None
         if captioner is not None:
             most = captioner.vision.largest_batch or batch
             runs = -(-batch * captioned_frames // min(most, batch))  # of the vision graph for one batch of clips
             self._frames = _BatchMemory(captioner.vision, batch, in_use=UNFINISHED_BATCHES * runs)
-        self.batch = min((memory.most for memory in (self._clips, self._frames) if memory is not None), default=batch)
+        memories = (self._clips, self._clips2, self._frames)
+        self.batch = min((memory.most for memory in memories if memory is not None), default=batch)
 
     @property
     def has_cnn(self) -> bool:
@@ -97,6 +108,7 @@ class Networks:
         for job, prepared in clips:
             job.begin(prepared, cnn=self._cnn is not None)
         cnn_frames = self._clips.feed([prepared.cnn_frames for _, prepared in clips]) if self._clips else None
+        cnn2_frames = self._clips2.feed([prepared.cnn2_frames for _, prepared in clips]) if self._clips2 else None
         captioned: list[FrameBatch] = []
         if self._frames is not None:
             frames = [((job, at), pixels) for job, prepared in clips for at, pixels in enumerate(prepared.captioned)]
@@ -104,22 +116,26 @@ class Networks:
                 some = frames[start : start + self._frames.most]
                 pixels = self._frames.feed([pixels for _, pixels in some])
                 captioned.append(FrameBatch(tuple(key for key, _ in some), pixels))
-        return ClipBatch(tuple(job for job, _ in clips), cnn_frames, tuple(captioned))
+        return ClipBatch(tuple(job for job, _ in clips), cnn_frames, tuple(captioned), cnn2_frames)
 
     def start_cnn(self, batch: ClipBatch) -> StartedClips | None:
-        """Start graph ``cnn`` on all clips (paper eq. 7); None where the extractor has none."""
-        if self._cnn is None or batch.cnn_frames is None:
-            return None
+        """Start graphs ``cnn`` and ``cnn2`` on all clips (paper eq. 7); None where the extractor has neither."""
         began = time.perf_counter()
-        vectors = self._cnn.run_values({"frames": batch.cnn_frames}, ["embedding"])["embedding"]
-        return StartedClips(batch.jobs, vectors, began)
+        vectors = tuple(
+            session.run_values({"frames": frames}, ["embedding"])["embedding"]
+            for session, frames in ((self._cnn, batch.cnn_frames), (self._cnn2, batch.cnn2_frames))
+            if session is not None and frames is not None
+        )
+        return StartedClips(batch.jobs, vectors, began) if vectors else None
 
     def finish_cnn(self, started: StartedClips) -> list[ClipJob]:
         """Wait for the end of the run; return the clips that are done with it."""
-        jobs, vectors = started.jobs, started.vectors.numpy()
-        check_shape(vectors[: len(jobs)], (len(jobs), None), output="embedding")
+        jobs, found = started.jobs, [each.numpy()[: len(started.jobs)] for each in started.vectors]
+        for each in found:
+            check_shape(each, (len(jobs), None), output="embedding")
+        vectors = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
         share = (time.perf_counter() - started.began) * 1e3 / len(jobs)
-        return [job for job, vector in zip(jobs, vectors, strict=False) if job.set_cnn(vector, share)]
+        return [job for job, vector in zip(jobs, vectors, strict=True) if job.set_cnn(vector, share)]
 
     def start_vision(self, frames: FrameBatch) -> StartedFrames[Any]:
         """Start the vision graph."""

@@ -40,6 +40,7 @@ class _Inspection(msgspec.Struct):
     width: int = 0
     vlm: _Part | None = None
     cnn: _Part | None = None
+    cnn2: _Part | None = None
     error: _Problem | None = None
 
 
@@ -83,7 +84,7 @@ def read_bundle_facts(source: Path) -> BundleFacts:
         raise DataError(found.error.message, fix=makes if no_bundle else found.error.fix, code=found.error.code)
     if not found.fingerprint or found.width < 1:
         raise DataError(f"{source} names no fingerprint and width", fix="flamest-export inspect BUNDLE --json")
-    parts = tuple(part.width for part in (found.vlm, found.cnn) if part is not None)
+    parts = tuple(part.width for part in (found.vlm, found.cnn, found.cnn2) if part is not None)
     return BundleFacts(found.fingerprint, found.width, parts if len(parts) > 1 else ())
 
 

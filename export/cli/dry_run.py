@@ -75,4 +75,4 @@ def show_estimate(entry: ExtractorEntry, found: Estimate, engines: str) -> None:
     print(f"       {found.free_bytes / 1e6:,.0f} MB are free, {found.download_bytes / 1e6:,.0f} MB of downloads")
     for warning in found.warnings:
         print(f"WARNING: {warning}")
-    print("nothing was built, fetched or loaded")
+    print("nothing was built, fetched or loaded" if entry.encoder is None else "nothing was built")

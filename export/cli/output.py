@@ -95,17 +95,22 @@ def signer_ids(signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]
 def show_manifest(
     bundle: Path, manifest: Manifest, signers: Sequence[PublicKey] | None, trusted: Sequence[PublicKey]
 ) -> None:
+    from ...runtime.bundle.encoder_record import EncoderRecord
+
     say(f"{bundle}: {manifest.extractor}, {manifest.precision}, {manifest.backend}, made {manifest.created}")
     say(f"  fingerprint   {manifest.fingerprint}")
     say(f"  signatures    {show_signers(signers, trusted)}")
     say(f"  features      {_widths(manifest)} dimensions per clip")
     for line in _vlm_lines(manifest):
         say(line)
-    if manifest.cnn is not None:
-        cnn = manifest.cnn
+    for cnn in manifest.spatio_temporal.values():
         say(f"  frames        {cnn.frames} of {cnn.preprocessing.size} px into {cnn.network}, {cnn.choice}")
+        if isinstance(cnn.encoder, EncoderRecord):
+            say(f"                {cnn.encoder.source}, code {cnn.encoder.source_sha256[:16] or 'of a package'}")
+            say(f"                {cnn.encoder.kind} encoder: {cnn.pooling}")
     rule = manifest.keyframes
-    say(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
+    if manifest.has_keyframes:
+        say(f"  keyframes     {rule.count} of {rule.candidates} at {rule.preprocessing.size} px ({rule.space})")
     for part, source in manifest.sources.items():
         say(f"  {part:13} {source.name} ({source.revision}), licence: {source.licence}")
         if warning := licence_warning(part, source.licence):
@@ -146,7 +151,8 @@ def _interface(graph: Graph) -> str:
 
 
 def _widths(manifest: Manifest) -> str:
-    widths = [part.width for part in (manifest.vlm, manifest.cnn) if part is not None]
+    vlm = [] if manifest.vlm is None else [manifest.vlm.width]
+    widths = vlm + [part.width for part in manifest.spatio_temporal.values()]
     return str(widths[0]) if len(widths) == 1 else f"{' + '.join(map(str, widths))} = {manifest.width}"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from ...base.console import command
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption, takes_records
@@ -10,12 +13,22 @@ from ..source_options import SourceOptions
 from .options import BundleArgument
 from .output import parity_rows, show_parity, show_signers, signer_ids
 
+EncoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--extractor",
+        metavar="FILE.toml",
+        help="The TOML file of an encoder of your own that the bundle was exported with. Its code runs here.",
+    ),
+]
+
 
 @command
 @takes_records
 def verify(
     bundle: BundleArgument,
     sources: SourceOptions,
+    extractor: EncoderOption = None,
     threads: ThreadsOption = None,
     trusted_key: TrustedKeyOption = None,
     as_json: JsonOption = False,
@@ -23,22 +36,25 @@ def verify(
     """Check every file of a bundle against its manifest, then compare its graphs with PyTorch.
 
     The comparison needs the weights: those of random:* sources are generated again, published ones are
-    taken from this machine's caches or the network, others must be given as for the export.
+    taken from this machine's caches or the network, others must be given as for the export. So must an
+    encoder of one's own: a bundle names code, and never makes it run.
     """
     import msgspec
 
     from ...base.progress import progress_bar
     from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
+    from ..encoder.settings import read_encoder
     from ..networks.reference import quiet_libraries, torch_threads
     from ..parity.verification import PHASES, verify_bundle
     from ..weights.source import parse_source
 
     bundle = resolve_bundle(bundle)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
+    encoder = None if extractor is None else read_encoder(extractor)
     given = {network: parse_source(network, text) for network, text in sources.given().items()}
     with progress_bar("verifying", PHASES, unit="steps") as progress, quiet_libraries(), torch_threads(threads):
-        done = verify_bundle(bundle, progress, given=given, threads=threads, trusted=trusted)
+        done = verify_bundle(bundle, progress, given=given, encoder=encoder, threads=threads, trusted=trusted)
     if not as_json:
         print(f"{bundle}: {len(done.manifest.files)} files are those of the manifest")
         print(f"  signatures    {show_signers(done.signers, trusted)}")

@@ -174,13 +174,14 @@ class MemoryReads:
 def seeded_clips(manifest: Manifest) -> list[PreparedClip]:
     """Clips whose frames are seeded noise, of the shapes and types that the bundle's graphs take."""
     random = np.random.default_rng(0)
-    captioned, cnn = _frames(manifest, ("vision", "clip")), _frames(manifest, ("cnn",))
+    captioned, cnn, cnn2 = (_frames(manifest, names) for names in (("vision", "clip"), ("cnn",), ("cnn2",)))
     count = manifest.vlm.captioned_frames if manifest.vlm is not None else 0
     return [
         PreparedClip(
             clip=Clip(Path(), ""),
             captioned=_noise(random, (count, *captioned[0]), captioned[1]),
             cnn_frames=_noise(random, *cnn),
+            cnn2_frames=_noise(random, *cnn2),
             keyframe=0 if count else -1,
             times_s=(0.0,),
             stages_ms=dict.fromkeys(READING, 0.0),

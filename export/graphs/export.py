@@ -6,12 +6,14 @@ of the nodes that the older tracing exporter leaves, and no shape arithmetic ove
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...base.errors import InvariantError, MissingExtra
+from ...base.errors import DataError, InvariantError, MissingExtra
+from ...runtime.bundle.graph_check import check_graph
 from ...runtime.bundle.graph_records import Graph, Tensor
 from ..precision.dtypes import read_dtype_histogram
 from .fusible import cast_bytes_first, order_gelus, scale_queries
@@ -44,7 +46,7 @@ def write_graph(spec: GraphSpec, folder: Path) -> Graph:
     opset = OPSET_BF16 if spec.precision == "bf16" else OPSET
     sizes = {**_TRACED, **{word: axis.usual for word, axis in spec.axes.items() if axis.smallest == axis.largest}}
     example = tuple(_example(tensor, sizes) for tensor in spec.inputs)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _as_encoder_errors(spec):
         # The exporter still calls parts of PyTorch that PyTorch deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
@@ -66,10 +68,13 @@ def write_graph(spec: GraphSpec, folder: Path) -> Graph:
     cast_bytes_first(model)
     order_gelus(model)
     scale_queries(model)
-    _name_axes(spec.name, "input", model.graph.input, spec.inputs)
-    _name_axes(spec.name, "output", model.graph.output, spec.outputs)
+    with _as_encoder_errors(spec):
+        _name_axes(spec.name, "input", model.graph.input, spec.inputs)
+        _name_axes(spec.name, "output", model.graph.output, spec.outputs)
     path = folder / f"{spec.name}.onnx"
     check_and_save(model, path)
+    if spec.own:
+        check_graph(path, path.name)
     return Graph(
         file=path.name,
         opset=opset,
@@ -80,6 +85,24 @@ def write_graph(spec: GraphSpec, folder: Path) -> Graph:
         precision=spec.precision,
         dtype_histogram=read_dtype_histogram(path),
     )
+
+
+@contextlib.contextmanager
+def _as_encoder_errors(spec: GraphSpec) -> Iterator[None]:
+    """Whatever the tracing of an encoder of the exporter's own raises, as DataError ``encoder_not_exported``."""
+    try:
+        yield
+    except Exception as error:
+        if not spec.own:
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise DataError(
+            f"the encoder's module cannot be exported as a graph: {type(error).__name__}: "
+            f"{' '.join(lines)[:600] or 'no reason given'}",
+            fix="its forward may have no branch on values, and no number of clips built in: write shapes with x.shape "
+            "and -1 (docs/guides/own-encoder.md)",
+            code="encoder_not_exported",
+        ) from error
 
 
 def check_and_save(model: Any, path: Path) -> None:

@@ -40,6 +40,7 @@ class GraphSpec:
     precision: Precision = "fp32"
     uses: tuple[GraphUse, ...] = ()
     frames: FramePreprocessing | None = None  # of the frames that enter as bytes; ``module`` sees them normalised
+    own: bool = False  # of an encoder of the exporter's own: what fails is no bug of this program
 
     def whole_module(self) -> nn.Module:
         """The module that is exported: ``module``, its frames normalised where they enter as bytes."""
@@ -127,14 +128,17 @@ def clip_spec(model: Any, captions: torch.Tensor, frames: FramePreprocessing) ->
     )
 
 
-def cnn_spec(network: VideoNetwork, net: nn.Module, form: VideoForm, frames: FramePreprocessing) -> GraphSpec:
+def cnn_spec(
+    network: VideoNetwork, net: nn.Module, form: VideoForm, frames: FramePreprocessing, graph: str = "cnn"
+) -> GraphSpec:
     return GraphSpec(
-        "cnn",
+        graph,
         network.module(net, form.frames),
         (Tensor("frames", "uint8", ("batch", form.frames, frames.size, frames.size, 3)),),
         (Tensor("embedding", "float32", ("batch", form.width)),),
         {"batch": BATCH},
         frames=frames,
+        own=network.name == "encoder",
     )
 
 

@@ -103,9 +103,11 @@ OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(("Transpose", "Constant", "Where"), Operator(_ALL)),
     **dict.fromkeys(("Erf", "Exp", "Floor", "Gemm", "GlobalAveragePool", "Log", "MatMul"), Operator(_FLOATS)),
     **dict.fromkeys(("Pow", "Reciprocal", "Sigmoid", "Softmax", "Sqrt", "Tanh", "Clip"), Operator(_FLOATS)),
+    # Of encoders of the exporter's own. In the parser's list since that of 8.4.
+    **dict.fromkeys(("Abs", "Ceil", "Cos", "Sin", "LeakyRelu", "Softplus", "GlobalMaxPool"), Operator(_FLOATS)),
     **dict.fromkeys(("And", "Not", "Or"), Operator(_BOOL)),
     **dict.fromkeys(("Squeeze", "Unsqueeze"), Operator(_ALL, _axes)),
-    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), Operator(_NUMBERS, _axes)),
+    **dict.fromkeys(("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), Operator(_NUMBERS, _axes)),
     **dict.fromkeys(("AveragePool", "MaxPool"), Operator(_FLOATS, _pooling)),
     "Cast": Operator(_ALL | {"uint8"}, _bytes_from_outside),
     "Conv": Operator(_FLOATS, _two_or_three_dimensions),

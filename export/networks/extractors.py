@@ -8,10 +8,13 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...base.errors import MissingExtra, UsageError
 from ...runtime.bundle.manifest import FrameChoice
+
+if TYPE_CHECKING:
+    from ..encoder.settings import Encoder
 
 Vlm = Literal["blip", "blip-text", "clip"]
 
@@ -37,6 +40,12 @@ class ExtractorEntry:
     frames: str  # as the paper counts: "9 (1+8)"
     dimension: int  # of the embedding with the published networks
     paper: PaperRow | None = None
+    encoder: Encoder | None = None  # of the exporter's own, after the others
+
+    @property
+    def encoder_graph(self) -> str:
+        """The graph of ``encoder``: the first that sees several frames, or the second."""
+        return "cnn" if self.network is None else "cnn2"
 
     @property
     def cnn(self) -> str | None:
@@ -53,7 +62,10 @@ class ExtractorEntry:
 
     @property
     def needed_networks(self) -> tuple[str, ...]:
-        """Networks whose weights an export needs: Slow's first layers pick the keyframes of every extractor."""
+        """Networks whose weights an export needs: Slow's first layers pick the keyframes of every extractor, but of an
+        encoder of one's own alone with frames that are spread evenly."""
+        if self.encoder is not None and not self.networks and self.encoder.choice == "uniform":
+            return ()
         return tuple(dict.fromkeys((*self.networks, "slow")))
 
 
@@ -130,6 +142,23 @@ def _all() -> dict[str, ExtractorEntry]:
 
 
 EXTRACTORS: dict[str, ExtractorEntry] = _all()
+
+
+def own_extractor(encoder: Encoder) -> ExtractorEntry:
+    """The extractor of an encoder of one's own, alone or after built-in networks."""
+    base = EXTRACTORS[encoder.beside] if encoder.beside else None
+    return ExtractorEntry(
+        name=f"{base.name}+{encoder.name}" if base else encoder.name,
+        title=f"{base.title}+{encoder.name}" if base else encoder.name,
+        vlm=base.vlm if base else None,
+        network=base.network if base else None,
+        choice=base.choice if base else encoder.choice,
+        frames=str(encoder.frames),
+        dimension=0,  # known when the module was tried
+        encoder=encoder,
+    )
+
+
 DEFAULT_EXTRACTOR = "blip+slow"
 
 

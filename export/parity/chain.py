@@ -30,7 +30,7 @@ from .written_graphs import WrittenGraphs
 class ChainPart:
     """One part's share of a ChainParity: a cosine per clip, and its captions."""
 
-    embedding: str  # that the part makes: "vlm" or "cnn"
+    embedding: str  # that the part makes: "vlm", "cnn" or "cnn2"
     precisions: tuple[Precision, ...]  # of its graphs
     cosines: npt.NDArray[np.float64]  # [clips]
     ran_on: tuple[str, ...]
@@ -127,14 +127,14 @@ def compare_retriever(
 def compare_spatio_temporal(
     spec: GraphSpec, written: WrittenGraphs, rule: FramePreprocessing, clips: CalibrationClips
 ) -> ChainPart:
-    """Graph ``cnn``: as many frames of each clip as it reads."""
+    """Graph ``cnn`` or ``cnn2``: as many frames of each clip as it reads."""
     reference, deployed = ModuleSession(spec), written.open(spec.name)
     cosines = []
     for rgb in clips.read(rule, int(spec.inputs[0].shape[1])):
         want = reference.run({"frames": rgb[None]})["embedding"]
         got = deployed.run({"frames": written.frames(spec.name, rgb[None], rule)})["embedding"]
         cosines.append(float(row_cosines(got, want)[0]))
-    return _chain_part("cnn", (spec,), written, cosines)
+    return _chain_part(spec.name, (spec,), written, cosines)
 
 
 def _chain_part(

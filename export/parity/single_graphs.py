@@ -66,21 +66,23 @@ def _half(vectors: Mapping[str, npt.NDArray[np.float32]], width: int) -> dict[st
     return {"image": vectors["vector"][:, :width]}
 
 
-def compare_cnn(network: VideoNetwork, net: nn.Module, written: WrittenGraphs, cnn: SpatioTemporal) -> PartParity:
-    """Graph ``cnn`` compared with ``net``.
+def compare_cnn(
+    network: VideoNetwork, net: nn.Module, written: WrittenGraphs, cnn: SpatioTemporal, name: str = "cnn"
+) -> PartParity:
+    """Graph ``cnn``, or the one of that name, compared with ``net``.
 
     Raises DataError (``parity_failed``) when it is further off than comparison.py allows.
     """
-    graph, rule = written.open("cnn"), cnn.preprocessing
+    graph, rule = written.open(name), cnn.preprocessing
     runs = []
     for batch in BATCHES:
         rgb = seeded_frames(SEED, clips=batch, frames=cnn.frames, size=rule.size)
         values = normalise_bytes(rgb.reshape(-1, *rgb.shape[2:]), rule)
         clips = values.reshape(batch, cnn.frames, *values.shape[1:]).swapaxes(1, 2)
         expected = {"embedding": network.reference(net, np.ascontiguousarray(clips))}
-        got = graph.run({"frames": written.frames("cnn", rgb, rule)}, ["embedding"])
-        runs.append(Comparison("cnn", batch, got, expected))
-    return PartParity({"cnn": summarise(written, "cnn", runs)})
+        got = graph.run({"frames": written.frames(name, rgb, rule)}, ["embedding"])
+        runs.append(Comparison(name, batch, got, expected))
+    return PartParity({name: summarise(written, name, runs)})
 
 
 def compare_keyframes(net: nn.Module, written: WrittenGraphs, rule: FramePreprocessing) -> PartParity:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...base.errors import DataError, UnreachableError
 from ...base.files import printable_path
@@ -16,6 +16,7 @@ from ...runtime.bundle.graph_records import Parity
 from ...runtime.bundle.manifest import KEYFRAMES_SOURCE, Manifest, RetrievedCaption, Source, VisionLanguage
 from ...runtime.bundle.opening import open_bundle
 from ...runtime.bundle.signature import PublicKey, TrustedKeys
+from ..encoder.loading import check_same_encoder, open_encoder
 from ..part_export import phase
 from ..parts import (
     ComparedPart,
@@ -24,6 +25,7 @@ from ..parts import (
     compare_part,
     keyframe_part,
     retriever_part,
+    spatio_temporal,
     spatio_temporal_part,
     total_parity,
 )
@@ -32,7 +34,10 @@ from ..weights.loading import LoadedVideo, open_blip, open_clip, open_video
 from ..weights.source import WeightSource, recorded_source
 from .written_graphs import WrittenGraphs
 
-PHASES = 4  # of a verification
+if TYPE_CHECKING:
+    from ..encoder.settings import Encoder
+
+PHASES = 5  # of a verification
 Loaded = TypeVar("Loaded")
 
 
@@ -52,6 +57,7 @@ def verify_bundle(
     progress: Progress,
     *,
     given: Mapping[str, WeightSource] | None = None,
+    encoder: Encoder | None = None,
     threads: int | None = None,
     trusted: TrustedKeys = (),
 ) -> Verified:
@@ -59,21 +65,23 @@ def verify_bundle(
 
     ``given``: by network the source to compare with; others are the manifest's, where its name alone
     brings the weights (``random:*``, ``miniworld``, a hub id, ``slow_r50``). ``trusted``: as for
-    ``open_bundle``. Raises DataError (``bundle_tampered``) for a changed file, (``parity_failed``) for a
-    graph that computes something else, and (``other_weights``) when a source's weights are not those of
-    the bundle.
+    ``open_bundle``. ``encoder``: of a bundle with one of the exporter's own, which is compared with nothing else: a
+    manifest brings no code. Raises DataError (``bundle_tampered``) for a changed file, (``parity_failed``) for a
+    graph that computes something else, (``other_weights``) when a source's weights are not those of
+    the bundle, and (``other_encoder``) when the encoder's settings or code are not.
     """
     started = time.monotonic()
     with phase(progress, "check files"):
         opened = open_bundle(bundle, trusted)
     manifest = opened.manifest
-    verifier = BundleVerifier(bundle, manifest, given or {})
+    verifier = BundleVerifier(bundle, manifest, given or {}, encoder)
     written, clips = WrittenGraphs(bundle, manifest.graphs, threads, opened), seeded_clips(CHAIN_SEED)
     compared: list[ComparedPart] = []
     for title, find_part in (
         ("the vision-language part", verifier.vision_language),
         ("keyframe features", verifier.keyframes),
         ("the spatio-temporal part", verifier.spatio_temporal),
+        ("the encoder", verifier.own_encoder),
     ):
         with phase(progress, f"compare {title} with PyTorch"):
             part = find_part()
@@ -97,10 +105,13 @@ class BundleVerifier:
     ``not_compared`` names the option to give.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest, given: Mapping[str, WeightSource]) -> None:
+    def __init__(
+        self, bundle: Path, manifest: Manifest, given: Mapping[str, WeightSource], encoder: Encoder | None = None
+    ) -> None:
         self._bundle = bundle
         self._manifest = manifest
         self._given = given
+        self._encoder = encoder
         self._slow: LoadedVideo | None = None  # loaded once for two graphs
         self.not_compared: dict[str, str] = {}
 
@@ -117,6 +128,8 @@ class BundleVerifier:
         return None
 
     def keyframes(self) -> Part[Any] | None:
+        if not self._manifest.has_keyframes:
+            return None
         alone = "slow" not in self._manifest.sources
         self._slow = self._load("slow", open_video, recorded=KEYFRAMES_SOURCE if alone else "slow")
         if self._slow is None:
@@ -127,14 +140,28 @@ class BundleVerifier:
 
     def spatio_temporal(self) -> Part[Any] | None:
         cnn = self._manifest.cnn
-        if cnn is None:
+        if cnn is None or cnn.network == "encoder":
             return None
         loaded = self._slow if cnn.network == "slow" else self._load(cnn.network, open_video)
         return None if loaded is None else self._checked(spatio_temporal_part(loaded, cnn))
 
+    def own_encoder(self) -> Part[Any] | None:
+        """The encoder of the exporter's own, made again from the settings that were given."""
+        found = {graph: part for graph, part in self._manifest.spatio_temporal.items() if part.network == "encoder"}
+        if not found:
+            return None
+        if self._encoder is None:
+            advice = f"flamest-export verify {printable_path(self._bundle)} --extractor FILE.toml, the export's own"
+            self.not_compared["encoder"] = advice
+            return None
+        ((graph, recorded),) = found.items()
+        loaded, record = open_encoder(self._encoder)
+        check_same_encoder(spatio_temporal(loaded, self._encoder.choice, record), recorded)
+        return self._checked(spatio_temporal_part(loaded, recorded, graph))
+
     def _checked(self, part: Part[Any]) -> Part[Any]:
         for name, found in part.sources.items():
-            option = "slow" if name == KEYFRAMES_SOURCE else name
+            option = {KEYFRAMES_SOURCE: "slow", "encoder": "extractor"}.get(name, name)
             _check_same(found, self._manifest.sources[name], f"--{option}")
         return part
 

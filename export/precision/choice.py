@@ -30,6 +30,7 @@ class PrecisionChoice:
     by_default: bool = False  # nobody asked for it: a graph that misses its limit is fp32 instead
     named: frozenset[str] = frozenset()  # graphs that were asked for by name
     instead_of_fp16: Precision = "fp32"  # in an image encoder whose values leave fp16's range
+    encoder: str = ""  # the graph of an encoder of the exporter's own; empty without one
 
     def of(self, graph: str) -> Precision:
         return self.by_graph.get(graph, "fp32")
@@ -40,7 +41,7 @@ class PrecisionChoice:
     @property
     def uncertain(self) -> tuple[str, ...]:
         """Graphs in fp16 whose values have to be measured first."""
-        return tuple(graph for graph in _IMAGE_ENCODERS if self.of(graph) == "fp16")
+        return tuple(graph for graph in (*_IMAGE_ENCODERS, self.encoder) if self.of(graph) == "fp16")
 
 
 FP32 = PrecisionChoice({})
@@ -49,7 +50,8 @@ FP32 = PrecisionChoice({})
 def embedding_graphs(entry: ExtractorEntry) -> tuple[str, ...]:
     """The graphs of an extractor but ``keyframes``."""
     vlm = {None: (), "clip": ("clip",), "blip": ("vision", "text"), "blip-text": ("vision", "text", "words")}[entry.vlm]
-    return (*vlm, *(() if entry.network is None else ("cnn",)))
+    own = () if entry.encoder is None else (entry.encoder_graph,)
+    return (*vlm, *(() if entry.network is None else ("cnn",)), *own)
 
 
 def choose_precision(
@@ -94,6 +96,7 @@ def choose_precision(
         by_default=by_default,
         named=frozenset(by_name),
         instead_of_fp16="bf16" if half == "bf16" else "fp32",
+        encoder=entry.encoder_graph if entry.encoder is not None else "",
     )
 
 

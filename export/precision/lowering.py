@@ -21,7 +21,12 @@ from .int8 import ONNX_FORM, TENSORRT_FORM, Int8Form
 from .overflow import fits_fp16, largest_magnitude, magnitude_note
 from .ranges import Feeds
 
-STATIC = ("vision", "clip", "cnn")  # int8 with scales from calibration clips; of the others weights alone are int8
+STATIC = (
+    "vision",
+    "clip",
+    "cnn",
+    "cnn2",
+)  # int8 with scales from calibration clips; of the others weights alone are int8
 HELD_OUT_FEEDS = 12  # of a graph, on which its own outputs are compared with fp32's
 
 

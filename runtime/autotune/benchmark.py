@@ -44,7 +44,7 @@ _MAX_TRIED_CLIPS = 12  # clips at most that are opened to find MEASURED_CLIPS re
 class ClipResult:
     """Vectors and captions of one clip."""
 
-    vectors: tuple[npt.NDArray[np.float32], ...]  # one per captioned frame, and the spatio-temporal one
+    vectors: tuple[npt.NDArray[np.float32], ...]  # one per captioned frame, and of each spatio-temporal network
     captions: tuple[Caption, ...]
     stages_ms: dict[str, float]  # vision, caption, embed, cnn
 
@@ -60,7 +60,7 @@ class Networks:
             return self._sessions[name]
 
         self._captioner = open_captioner(bundle, opened, places=lambda _: CPU_CAPTIONS)  # as in an extraction
-        self._cnn = opened("cnn") if bundle.manifest.cnn else None
+        self._cnn = {graph: opened(graph) for graph in bundle.manifest.spatio_temporal}
 
     def session(self, name: str) -> Session:
         return self._sessions[name]
@@ -90,10 +90,11 @@ class Networks:
         for each in embedded:
             for stage, milliseconds in each.stages_ms.items():
                 stages[stage] = stages.get(stage, 0.0) + milliseconds
-        if self._cnn is not None:
-            stages["cnn"] = 0.0
+        for graph, session in self._cnn.items():
+            stages.setdefault("cnn", 0.0)
+            frames = clip.cnn_frames if graph == "cnn" else clip.cnn2_frames
             with timed(stages, "cnn"):
-                found = self._cnn.run({"frames": clip.cnn_frames[None]}, ["embedding"])["embedding"]
+                found = session.run({"frames": frames[None]}, ["embedding"])["embedding"]
             vectors.append(check_shape(found, (1, None), output="embedding")[0])
         if not all(np.isfinite(vector).all() for vector in vectors):
             raise DataError("a network's output is not finite", fix="run without --precision auto", code="not_finite")

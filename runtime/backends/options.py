@@ -11,7 +11,7 @@ from ...base.errors import UsageError
 Backend = Literal["tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)  # best first
 AUTO = "auto"
-GRAPHS = ("keyframes", "vision", "text", "words", "clip", "cnn")
+GRAPHS = ("keyframes", "vision", "text", "words", "clip", "cnn", "cnn2")
 EXAMPLE = "--backend openvino --backend text=onnxruntime"
 
 

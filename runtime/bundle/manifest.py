@@ -20,8 +20,10 @@ and the runtime (records of graphs, parity and engines: graph_records.py):
 ``clip``       pixels u8[batch, S, S, 3] -> vector f32[batch, 2 w] (the image's vector, then that of the
                caption nearest to it), caption_index i64[batch]
 ``cnn``        frames u8[batch, K, S, S, 3] -> embedding f32[batch, width]
+``cnn2``       the same of a second network, whose embedding follows that of ``cnn``
 ``keyframes``  frames u8[frames, S, S, 3], or f32[frames, 3, S, S] normalised by the host where its frames are no whole
-               bytes -> features f32[frames, C]; in every bundle
+               bytes -> features f32[frames, C]; in every bundle, but where an encoder of the exporter's own is alone
+               and its frames are spread evenly
 
 ``cache`` is the type of the text graph's keys and values: f32, or f16 or bf16 where that graph is in half precision.
 Frames are RGB, resized and cropped; a graph normalises them itself, in f32: (value / 255 - mean) / std
@@ -30,6 +32,9 @@ Frames are RGB, resized and cropped; a graph normalises them itself, in f32: (va
 A bundle of schema 3 differs in three ways. Its frames are f32, normalised by the host: [batch, 3, S, S],
 ``cnn`` [batch, 3, K, S, S], ``keyframes`` [frames, 3, S, S]. Its ``text`` has no next_token, and its present_* hold
 past + tokens positions. Its caches are f32 in every precision. A runtime looks at the tensors, not at the schema.
+
+A bundle of schema 5 has an encoder of the exporter's own (docs/decisions/045-any-frozen-encoder.md); all others are
+still written as schema 4. Fields that only those have are ``UNSET`` elsewhere, and so in no fingerprint of others.
 """
 
 from __future__ import annotations
@@ -38,8 +43,9 @@ import hashlib
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from .encoder_record import EncoderRecord
 from .graph_records import (
     Calibration,
     FileBytes,
@@ -58,14 +64,15 @@ from .graph_records import (
 )
 
 SCHEMA = 4  # that an export writes
-SCHEMAS = (3, SCHEMA)  # that are read
+ENCODER_SCHEMA = 5  # that it writes with an encoder of the exporter's own
+SCHEMAS = (3, SCHEMA, ENCODER_SCHEMA)  # that are read
 MANIFEST_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
 MASKED_SCORE = -1e4  # added to an attention score to drop it; fits fp16
 
 CrossAttention = Literal["bidirectional", "causal-last", "causal-first"]
 AttentionMode = Literal["bidirectional", "causal-last", "causal-first", "text"]
-Network = Literal["slow", "i3d", "resnet3d", "videomae"]
+Network = Literal["slow", "i3d", "resnet3d", "videomae", "encoder"]
 FrameChoice = Literal["keyframes", "uniform"]
 KEYFRAMES_SOURCE = "keyframes"  # in Manifest.sources where the bundle holds only Slow's first layers
 
@@ -84,6 +91,7 @@ class FramePreprocessing(Record, frozen=True):
     mean: tuple[Level, Level, Level]
     std: tuple[Level, Level, Level]
     resized: tuple[Pixels, Pixels] | None = None  # height and width before the centre crop, whatever the aspect
+    short_side: Pixels | UnsetType = UNSET  # before the centre crop of ``crop``; UNSET: as ``size``
 
     @property
     def gives_bytes(self) -> bool:
@@ -164,6 +172,7 @@ class SpatioTemporal(Record, frozen=True):
     choice: FrameChoice  # as many clusters as frames; or frames spread evenly over the candidates
     width: Width  # of the embedding
     pooling: Text  # for people: "mean of the head's sliding windows"
+    encoder: EncoderRecord | UnsetType = UNSET  # of network "encoder"
 
 
 class Source(Record, frozen=True):
@@ -201,21 +210,40 @@ class Manifest(Record, frozen=True):
     calibration: Calibration | None = None  # None where no activation has a fixed int8 scale
     notes: Annotated[tuple[Text, ...], Meta(max_length=100)] = ()  # on precisions and int8 calibration
     tf32: bool = False  # engines may use TF32 where no option says otherwise: the bundle's precision is the default
+    cnn2: SpatioTemporal | UnsetType = UNSET  # an encoder of the exporter's own next to ``cnn``
+
+    @property
+    def spatio_temporal(self) -> dict[str, SpatioTemporal]:
+        """The networks that see several frames, by graph, in the order of their vectors in the embedding."""
+        found = {"cnn": self.cnn, "cnn2": self.cnn2}
+        return {graph: part for graph, part in found.items() if isinstance(part, SpatioTemporal)}
+
+    @property
+    def cnn_width(self) -> int:
+        """Dimensions of the vectors of ``spatio_temporal`` together; 0 without any."""
+        return sum(part.width for part in self.spatio_temporal.values())
 
     @property
     def width(self) -> int:
         """Dimensions of the embedding: 2816 for BLIP + Slow."""
-        return sum(part.width for part in (self.vlm, self.cnn) if part is not None)
+        return (self.vlm.width if self.vlm is not None else 0) + self.cnn_width
+
+    @property
+    def has_keyframes(self) -> bool:
+        """False for an encoder of the exporter's own alone, with frames that are spread evenly."""
+        parts = self.spatio_temporal.values()
+        needed = self.vlm is not None or any(part.choice == "keyframes" for part in parts)
+        return needed or any(part.encoder is UNSET for part in parts)
 
     @property
     def needed_graphs(self) -> tuple[str, ...]:
         """The graphs that this extractor runs, in order."""
-        names = ["keyframes"]
+        names = ["keyframes"] if self.has_keyframes else []
         if isinstance(self.vlm, VisionLanguage):
             names += ["vision", "text", *(["words"] if self.vlm.attention_mode == "text" else [])]
         elif self.vlm is not None:
             names.append("clip")
-        return (*names, *(["cnn"] if self.cnn is not None else []))
+        return (*names, *self.spatio_temporal)
 
     @property
     def precision(self) -> str:
@@ -247,6 +275,7 @@ class Manifest(Record, frozen=True):
             "cnn": self.cnn,
             "weights": {name: source.weights_sha256 for name, source in self.sources.items()},
             "tokenizer": self.files[TOKENIZER_FILE].sha256 if self.needs_tokenizer else None,
+            **({"cnn2": self.cnn2} if self.cnn2 is not UNSET else {}),
         }
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from ...base.errors import DataError, StorageError, printable
 from ...base.files import printable_path, read_regular
@@ -24,7 +25,7 @@ MAX_KEPT = 1 << 16  # keys of a caption's token in all layers: 260 MB for 512 to
 MAX_GRAPH_BYTES = 2 << 30  # no parser of ONNX takes a larger file; a copy of it is in memory while it is opened
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_BUNDLE_BYTES = 16 << 30  # of all files: 20 s to hash
-_READ = " or ".join(map(str, SCHEMAS))
+_READ = f"{', '.join(map(str, SCHEMAS[:-1]))} or {SCHEMAS[-1]}"
 _FIX = "export the bundle again with this version of flamest-export"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")  # of a file's name, between slashes
 
@@ -80,7 +81,7 @@ class _Version(msgspec.Struct, frozen=True):
 
 def _check_parts(path: Path, manifest: Manifest) -> None:
     """Check what the types alone cannot express."""
-    if manifest.vlm is None and manifest.cnn is None:
+    if manifest.vlm is None and manifest.cnn is None:  # cnn2 is a second one
         raise DataError(
             f"{path}: it has neither vlm nor cnn, expected at least one of them",
             fix="export the bundle again; its manifest was changed by hand",
@@ -92,24 +93,29 @@ def _check_parts(path: Path, manifest: Manifest) -> None:
             fix="export the bundle again; its manifest was changed by hand",
         )
     _check_sizes(path, manifest)
-    if manifest.cnn is not None and manifest.cnn.frames < 1:
-        raise DataError(
-            f"{path}: cnn.frames is {manifest.cnn.frames}, expected at least 1",
-            fix="export the bundle again; its manifest was changed by hand",
-        )
+    for graph, part in manifest.spatio_temporal.items():
+        if part.frames < 1:
+            raise DataError(
+                f"{path}: {graph}.frames is {part.frames}, expected at least 1",
+                fix="export the bundle again; its manifest was changed by hand",
+            )
 
 
 def _check_sizes(path: Path, manifest: Manifest) -> None:
     """Check the sizes that only their product makes too large."""
-    keyframes, vlm, cnn = manifest.keyframes, manifest.vlm, manifest.cnn
+    keyframes, vlm = manifest.keyframes, manifest.vlm
     pixels = {"keyframes": keyframes.candidates * keyframes.preprocessing.size**2}
     if vlm is not None:
         pixels["vlm"] = vlm.captioned_frames * vlm.preprocessing.size**2
-    if cnn is not None:
-        pixels["cnn"] = cnn.frames * cnn.preprocessing.size**2
-    for part, count in pixels.items():
+    for graph, part in manifest.spatio_temporal.items():
+        pixels[graph] = part.frames * part.preprocessing.size**2
+        rule = part.preprocessing
+        if rule.short_side is not UNSET and (rule.fit != "crop" or rule.short_side < rule.size):
+            problem = f"{graph} has short_side {rule.short_side}, expected at least {rule.size}, with fit crop"
+            raise DataError(f"{path}: {problem}", fix=_FIX)
+    for name, count in pixels.items():
         if count > MAX_PIXELS:
-            problem = f"{part} takes frames of {count} pixels in all, expected at most {MAX_PIXELS}"
+            problem = f"{name} takes frames of {count} pixels in all, expected at most {MAX_PIXELS}"
             raise DataError(f"{path}: {problem}", fix=_FIX)
     if isinstance(vlm, VisionLanguage) and vlm.text.layers * vlm.text.heads * vlm.text.head_dim > MAX_KEPT:
         text = vlm.text

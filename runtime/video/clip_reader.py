@@ -5,7 +5,7 @@ Clips are independent, so several readers work at once, ahead of the networks (r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class PreparedClip:
     times_s: tuple[float, ...]  # seconds from clip start, of the first part's frames
     stages_ms: dict[str, float]  # decode, keyframes, prepare
     warnings: tuple[str, ...]
+    cnn2_frames: npt.NDArray[Any] = field(default_factory=lambda: _NO_FRAMES)  # of graph cnn2
 
     @property
     def frames(self) -> int:
@@ -48,7 +49,7 @@ class _Chosen:
     """Row numbers of candidates, not decreasing; empty for a part that the extractor lacks."""
 
     vlm: Indices
-    cnn: Indices
+    cnn: dict[str, Indices]  # by graph
 
 
 class ClipReader:
@@ -62,7 +63,10 @@ class ClipReader:
         self._manifest = manifest
         self._features = features
         self._captioned = _captioned_form(manifest)
-        self._cnn = frame_input(manifest.graphs["cnn"], manifest.cnn.preprocessing) if manifest.cnn else None
+        self._cnn = {
+            graph: frame_input(manifest.graphs[graph], part.preprocessing)
+            for graph, part in manifest.spatio_temporal.items()
+        }
         self._stages = tuple(name for name in stages_of(manifest) if name in ("decode", "keyframes", "prepare"))
         self.video = video
 
@@ -85,12 +89,13 @@ class ClipReader:
             candidates = self.video.candidates(clip.path, clip.segment)
         chosen = self._choose(candidates, seeds.clusters, stages)
         drawn = self._drawn(chosen, seeds.draw)
-        captioned, cnn_frames = self._prepared(candidates, chosen.vlm[list(drawn)], chosen.cnn, stages)
-        shown = chosen.vlm if len(chosen.vlm) else chosen.cnn
+        captioned, of_cnn = self._prepared(candidates, chosen.vlm[list(drawn)], chosen.cnn, stages)
+        shown = chosen.vlm if len(chosen.vlm) else chosen.cnn["cnn"]
         return PreparedClip(
             clip=clip,
             captioned=captioned,
-            cnn_frames=cnn_frames,
+            cnn_frames=of_cnn.get("cnn", _NO_FRAMES),
+            cnn2_frames=of_cnn.get("cnn2", _NO_FRAMES),
             keyframe=drawn[0] if drawn else -1,
             times_s=tuple(candidates.t_s[shown].tolist()),
             stages_ms=stages,
@@ -102,17 +107,22 @@ class ClipReader:
 
     def _choose(self, candidates: Candidates, seed: int, stages: dict[str, float]) -> _Chosen:
         """Choose each part's frames (paper eq. 3): one clustering per number of frames, all over the same features."""
-        rule, vlm, cnn = self._manifest.keyframes, self._manifest.vlm, self._manifest.cnn
-        uniform = spread_indices(len(candidates.pixels), cnn.frames) if cnn else _NO_ROWS
+        rule, parts = self._manifest.keyframes, self._manifest.spatio_temporal
+        rows = {graph: spread_indices(len(candidates.pixels), part.frames) for graph, part in parts.items()}
         if self._features is None:
-            return _Chosen(_NO_ROWS, uniform)
+            return _Chosen(_NO_ROWS, rows)
         with timed(stages, "keyframes"):
             features = self._features.of(candidates)
-            clustered = pick_keyframes(features, rule.count, seed) if vlm else _NO_ROWS
-            if cnn is None or cnn.choice == "uniform":
-                return _Chosen(clustered, uniform)
-            same = vlm is not None and cnn.frames == rule.count
-            return _Chosen(clustered, clustered if same else pick_keyframes(features, cnn.frames, seed))
+            clustered: dict[int, Indices] = {}  # by number of frames
+            if self._manifest.vlm is not None:
+                clustered[rule.count] = pick_keyframes(features, rule.count, seed)
+            captioned = clustered.get(rule.count, _NO_ROWS)
+            for graph, part in parts.items():
+                if part.choice == "keyframes":
+                    if part.frames not in clustered:
+                        clustered[part.frames] = pick_keyframes(features, part.frames, seed)
+                    rows[graph] = clustered[part.frames]
+            return _Chosen(captioned, rows)
 
     def _drawn(self, chosen: _Chosen, seed: int) -> tuple[int, ...]:
         """Indices among the keyframes of the drawn one and all others to caption (paper eq. 4)."""
@@ -120,10 +130,11 @@ class ClipReader:
         return draw_keyframes(len(chosen.vlm), spec.captioned_frames, seed) if spec else ()
 
     def _prepared(
-        self, candidates: Candidates, captioned: Indices, cnn: Indices, stages: dict[str, float]
-    ) -> tuple[Frames, Frames]:
-        """Both parts' frames, read and prepared by the decoder process."""
-        wanted = [(rows, form) for rows, form in ((captioned, self._captioned), (cnn, self._cnn)) if form is not None]
+        self, candidates: Candidates, captioned: Indices, cnn: dict[str, Indices], stages: dict[str, float]
+    ) -> tuple[Frames, dict[str, Frames]]:
+        """All parts' frames, read and prepared by the decoder process; those of several frames by graph."""
+        wanted = [] if self._captioned is None else [(captioned, self._captioned)]
+        wanted += [(cnn[graph], form) for graph, form in self._cnn.items()]
         taken = {"decode": 0.0}
         with timed(taken, "decode"):
             done = self.video.prepared(candidates, wanted)
@@ -133,11 +144,17 @@ class ClipReader:
         parts = list(done.parts)
         first = parts.pop(0) if self._captioned else _NO_FRAMES
         with timed(stages, "prepare"):
-            return first, _over_time(parts[0], self._cnn) if self._cnn else _NO_FRAMES
+            of_cnn = zip(self._cnn.items(), parts, strict=True)
+            return first, {graph: _over_time(frames, form) for (graph, form), frames in of_cnn}
 
 
 def open_decoder(manifest: Manifest, limits: DecodeLimits | None = None) -> VideoDecoder:
-    """A decoder whose candidates have the form that graph ``keyframes`` takes. Raises as ``VideoDecoder``."""
+    """A decoder whose candidates have the form that graph ``keyframes`` takes: bytes where there is none.
+
+    Raises as ``VideoDecoder``.
+    """
+    if not manifest.has_keyframes:
+        return VideoDecoder(manifest.keyframes, limits, whole_bytes=True)
     form = frame_input(manifest.graphs["keyframes"], manifest.keyframes.preprocessing)
     return VideoDecoder(manifest.keyframes, limits, whole_bytes=form.whole_bytes)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UnsetType
 
 from ...base.errors import DataError, MissingExtra
 from ..bundle.graph_records import Graph, Record
@@ -106,14 +107,16 @@ def normalise(frame: npt.NDArray[Any], rule: FramePreprocessing) -> Pixels:
 
 
 def resized_size(height: int, width: int, rule: FramePreprocessing) -> tuple[int, int]:
-    """Height and width before the crop; ``crop`` brings the short side to size, the long one rounded down."""
+    """Height and width before the crop; ``crop`` brings the short side to size, or to the rule's short side, the long
+    one rounded down."""
     if rule.resized is not None:
         return rule.resized
     if rule.fit == "stretch":
         return rule.size, rule.size
+    short = rule.size if isinstance(rule.short_side, UnsetType) else rule.short_side
     if width < height:
-        return math.floor(height / width * rule.size), rule.size
-    return rule.size, math.floor(width / height * rule.size)
+        return math.floor(height / width * short), short
+    return short, math.floor(width / height * short)
 
 
 def _levels(mean: float, std: float) -> npt.NDArray[np.float32]:

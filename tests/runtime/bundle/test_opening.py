@@ -128,7 +128,7 @@ def test_a_bundle_without_its_tokenizer_is_refused(bundle, toys):
     ("changes", "problem"),
     [
         ({"vlm": None, "cnn": None}, "neither vlm nor cnn"),
-        ({"schema": 1}, "has schema 1, this version reads schema 3 or 4"),
+        ({"schema": 1}, "has schema 1, this version reads schema 3, 4 or 5"),
         ({"captioned_frames": 9}, "vlm.captioned_frames is 9, expected 1 to 8"),
         ({"captioned_frames": 0}, "vlm.captioned_frames is 0, expected 1 to 8"),
         ({"frames": 0}, "cnn.frames is 0, expected at least 1"),
@@ -145,7 +145,7 @@ def test_a_manifest_that_describes_no_extractor_is_refused(bundle, toys, changes
 
 def test_a_manifest_of_the_first_schema_is_refused_with_a_fix(bundle):
     (bundle / "bundle.json").write_text('{"schema": 1, "vlm": {"cross_attention": "bidirectional"}}')
-    assert "has schema 1, this version reads schema 3 or 4" in refused(bundle).message
+    assert "has schema 1, this version reads schema 3, 4 or 5" in refused(bundle).message
     assert "export the bundle again" in refused(bundle).fix
 
 
