@@ -115,7 +115,7 @@ def clip_warnings(settings: AgentSettings) -> list[str]:
         return warnings
     return [
         f"{counted(len(labelled), 'labelled clip')}, about {train} to train on, policy.min_samples {least}: "
-        "nothing will be sent (docs/guides/privacy.md)",
+        "no update will be sent, and this silo gets the final model at the end of a run (docs/guides/privacy.md)",
         *warnings,
     ]
 

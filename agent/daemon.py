@@ -30,6 +30,7 @@ from .new_clips import NewClips
 from .pauses import GrowingPause, RoundAllowance, RunProgress
 from .renewal import Renewal
 from .settings import AgentSettings
+from .standing_aside import StandingAside
 from .status import LOCK_FILE, AgentStatus, DaemonState, StatusNotes
 from .tasks import DataSource, RoundOutcome, RoundWork, train_round
 from .worker import Worker, WorkerCrashed, WorkExpired, WorkStopped
@@ -81,6 +82,7 @@ class _Daemon:
         self._repeats = GrowingPause()  # with what the coordinator asks for again and again
         self._bad_replies = GrowingPause()
         self._allowance = RoundAllowance()
+        self._aside = StandingAside(settings.store, settings.policy)
         self._instance = agent_instance(settings.state)
         self._source = DataSource(
             settings.store,
@@ -165,7 +167,10 @@ class _Daemon:
         while not self._shutdown.requested:
             self._progress.note_outage(client.failed_attempts)
             self._renew_if_due()
-            task = client.wait(run, self._progress.round, POLL_S, instance=self._instance)
+            if self._aside.has_ended(run):
+                self._progress.round = 0  # the open round is looked at again
+            answered = self._aside.answered(run, self._progress.round)
+            task = client.wait(run, answered, POLL_S, instance=self._instance)
             self._note_traffic(client)
             if task.phase is Phase.OPEN:
                 self._open_round(client, _OpenRound(run, task, time.monotonic() + task.deadline_s))
@@ -176,12 +181,14 @@ class _Daemon:
             if task.phase in (Phase.FINISHED, Phase.EVALUATE):  # EVALUATE again: the report was refused
                 if self._progress.adopted != task.model_sha256:
                     self._adopt_model(client, run, task)
-                self._notes.set_state("finished")
+                self._notes.set_state("finished", detail=self._aside.at_end(run))
                 if once:
                     return True
             elif misfit is not None and self._notes.status.doing != "failed":
                 self._notes.set_state("failed", detail=misfit.with_fix, code=misfit.code)
-            elif self._notes.status.doing not in NOT_SENT:  # the reason why nothing was sent stays until the next round
+            elif (
+                not self._aside.show(run, self._notes) and self._notes.status.doing not in NOT_SENT
+            ):  # the reason why nothing was sent stays until the next round
                 self._notes.set_state("waiting")
             self._worker.rest()
             self._shutdown.wait(task.poll_after_s)
@@ -225,7 +232,7 @@ class _Daemon:
     def _adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
         """Put the final model to use, or keep this silo's own where the policy finds that better."""
         self._notes.set_state("evaluating")
-        in_use = self._end_of_run.adopt_model(client, run, task)
+        in_use = self._end_of_run.adopt_model(client, run, task, compare=self._aside.refusal(run) is not None)
         self._note_traffic(client)
         self._notes.note(**in_use.as_status(run.run))
         if self._progress.adopted:
@@ -244,8 +251,11 @@ class _Daemon:
 
         Raises DataError for a model that cannot be used: the round is not answered.
         """
-        self._notes.set_state("training")
         run, number = at.run, at.task.round
+        if self._aside.show(run, self._notes):
+            return
+        self._aside.look()
+        self._notes.set_state("training")
         try:
             model = client.fetch(run, at.task)
         except StaleUpdate as stale:
@@ -259,6 +269,8 @@ class _Daemon:
         except PolicyRefused as refused:
             self._guard.record_refusal(run, model, refused)
             self._notes.set_state("refused_by_policy", detail=refused.message, code=refused.code)
+            self._aside.begin(run, refused)
+            self._aside.show(run, self._notes)
             who, examples = refused.reason, refused.examples
             asked_log.warning(refused.code, who=who, round=number, reason=refused.reason, examples=examples)
         except (RunChanged, DuplicateIdentity):

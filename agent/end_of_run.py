@@ -18,7 +18,7 @@ from ..fedproto.records import OWN_HEAD, GlobalModel, RunSettings, SubjectEvalua
 from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.evaluation_limits import EvaluationPlan
 from .egress.guard import EgressGuard
-from .egress.policy import PolicyRefused
+from .egress.policy import Policy, PolicyRefused
 from .end_of_run_tasks import adopt_head, choose_model, evaluate_own_head, training_note_of
 from .status import read_status
 from .tasks import DataSource, evaluate_model
@@ -145,12 +145,17 @@ class EndOfRun:
             return []
         return [] if found is None else [SubjectEvaluation(OWN_HEAD, found)]
 
-    def adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> ModelInUse:
-        """Fetch the final model and use it, or another one where the policy finds that better."""
+    def adopt_model(
+        self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, *, compare: bool = False
+    ) -> ModelInUse:
+        """Fetch the final model and use it, or another one where the policy finds that better.
+
+        ``compare``: hold it against a head of this silo's own, also where the policy lets nothing depend on that.
+        """
         model = client.fetch(run, task)
         note = training_note_of(self._source, run, self._policy).as_metadata()
         final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, task.round, note)
-        kept, used = self._choose(run, model, final)
+        kept, used = self._choose(run, model, final, compare=compare)
         refused = self._state / REFUSED_MODEL
         if used.model == "final":
             refused.unlink(missing_ok=True)  # of an earlier run
@@ -169,26 +174,34 @@ class EndOfRun:
         )
         return used
 
-    def _choose(self, run: RunSettings, model: GlobalModel, final: ModelFile) -> tuple[ModelFile, ModelInUse]:
+    def _choose(
+        self, run: RunSettings, model: GlobalModel, final: ModelFile, *, compare: bool
+    ) -> tuple[ModelFile, ModelInUse]:
         """Return the model to use; the final one where the policy asks for no other, or the comparison failed."""
-        if self._policy.adopt is not None:
-            return self._adopt(run, model, final)
+        policy = self._policy
+        if compare and policy.adopt is None and not policy.refuse_worse:
+            policy = msgspec.structs.replace(policy, adopt="federated")
+        if policy.adopt is not None:
+            return self._adopt(run, model, final, policy)
         choice = self._compare(run, model)
         kept = read_model(self._state / OWN_MODEL) if choice is not None and choice.own else final
         return kept, ModelInUse("final" if kept is final else "own", choice.text if choice else "", kept.round)
 
-    def _adopt(self, run: RunSettings, model: GlobalModel, final: ModelFile) -> tuple[ModelFile, ModelInUse]:
+    def _adopt(
+        self, run: RunSettings, model: GlobalModel, final: ModelFile, policy: Policy
+    ) -> tuple[ModelFile, ModelInUse]:
         """Choose as ``policy.adopt`` says."""
         own = self._state / ALONE_MODEL
         try:
             until = time.monotonic() + ADOPT_WITHIN_S
-            head = self._worker.call(adopt_head, self._source, run, model.params, own, self._policy, until=until)
+            head = self._worker.call(adopt_head, self._source, run, model.params, own, policy, until=until)
         except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
             self._note_uncompared(error)
             why = f"the final model is in use: it could not be compared with a head of this silo's own ({error.code})"
             return final, ModelInUse("final", why, final.round)
         gain = msgspec.to_builtins(head.adoption.gain) if head.adoption else {}
-        kept = replace(final, params=head.params, calibration=head.calibration)
+        calibration = final.calibration if head.candidate == "federated" else None
+        kept = replace(final, params=head.params, calibration=head.calibration or calibration)
         return kept, ModelInUse(IN_STATUS.get(head.candidate, head.candidate), head.why, final.round, gain)
 
     def _compare(self, run: RunSettings, model: GlobalModel) -> ModelChoice | None:

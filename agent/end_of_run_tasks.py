@@ -77,7 +77,7 @@ def adopt_head(source: DataSource, run: RunSettings, federated: Params, own_file
     found = choose_head(trainer, heads, held_out, groups)
     chosen = forced or found.model
     calibration = make_calibration(trainer.logits(heads[chosen], held_out.x), held_out.y)
-    why = IN_USE[forced] if forced else found.text
+    why = f"{found.counts}; {IN_USE[forced]}" if forced else found.text
     if left_out := every - len(held_out):
         why += f"; {left_out} held-out clips of groups that the run has trained on do not count"
     return AdoptedHead(chosen, heads[chosen], why, found, calibration)

@@ -28,6 +28,7 @@ DaemonState = Literal[
     "waiting",
     "training",
     "refused_by_policy",
+    "standing_aside",
     "failed",
     "evaluating",
     "duplicate_identity",

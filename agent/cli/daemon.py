@@ -17,6 +17,7 @@ IN_WORDS = {  # what a daemon is doing, where one word says too little
     "failed": "the last task failed, nothing was sent",
     "finished": "the run has finished",
     "refused_by_policy": "the policy refused a round, nothing was sent",
+    "standing_aside": "too few clips to contribute, nothing is sent; waiting for the final model",
     "unreachable": "the coordinator does not answer",
     "waiting": "waiting for the coordinator",
 }

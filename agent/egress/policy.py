@@ -175,7 +175,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise PolicyRefused(
                 f"{examples} labelled clips to train on, this silo's policy asks for {self.min_samples}: "
                 "no update was sent. Add clips, or lower policy.min_samples if you accept what an update of few clips "
-                "can tell (docs/guides/privacy.md)",
+                "can tell (docs/guides/privacy.md, 'Small sites')",
                 reason="few_samples",
                 examples=examples,
             )

@@ -42,10 +42,15 @@ class Adoption(msgspec.Struct, frozen=True):
     doubts: dict[str, float]  # p-values
 
     @property
+    def counts(self) -> str:
+        """The candidates' correct predictions, in words."""
+        counts = ", ".join(f"{IN_WORDS[name]} {right}" for name, right in self.correct.items())
+        return f"of {self.clips} held-out clips in {self.groups} groups are right: {counts}"
+
+    @property
     def text(self) -> str:
         """The reason, for the status."""
-        counts = ", ".join(f"{IN_WORDS[name]} {right}" for name, right in self.correct.items())
-        found = f"of {self.clips} held-out clips in {self.groups} groups are right: {counts}"
+        found = self.counts
         if self.model != "own":
             return f"{found}; {IN_WORDS[self.model]} is in use, better than the own one beyond doubt"
         why = "" if self.groups >= NEEDED_GROUPS else f" (on fewer than {NEEDED_GROUPS} groups nothing can be)"

@@ -124,7 +124,7 @@ def test_silo_below_its_minimum_sends_nothing_and_reports_it(site):
     with daemons() as start:
         server = careful.start_coordinator(start)
         berta = careful.start_silo("berta", start)  # alone: the others would end the run before it joins
-        refused = lambda: careful.status("berta").doing == "refused_by_policy"  # noqa: E731
+        refused = lambda: careful.status("berta").doing == "standing_aside"  # noqa: E731
         wait_until(refused, "berta's refusal", seconds=60, watched=[server, berta])
         silos = [berta, *(careful.start_silo(silo, start) for silo in SILOS if silo != "berta")]
         wait_until(lambda: all(map(ended, silos)), "the end", seconds=90, watched=[server, *silos])
