@@ -225,7 +225,8 @@ def test_the_own_head_on_request_shows_the_gain_too(tmp_path):
 def test_the_final_model_on_request_shows_the_gain_too(tmp_path):
     policy = msgspec.structs.replace(AUTO, adopt="federated")
     used, kept = end_of_run(tmp_path, source_of(tmp_path, noise=0.1), policy, params=WRONG)
-    assert (used.model, used.why) == ("final", "the final model is in use (policy.adopt)")
+    counts = "of 36 held-out clips in 9 groups are right: the own head 36, the final model 0"
+    assert (used.model, used.why) == ("final", f"{counts}; the final model is in use (policy.adopt)")
     assert used.gain["high"] < 0
     assert params_sha256(kept.params) == params_sha256(WRONG)
     assert not (tmp_path / REFUSED_MODEL).exists()
