@@ -24,7 +24,7 @@ AT_THE_END = {
 
 
 class StandingAside:
-    """Whether this silo stands aside in a run, and why; used by the daemon alone."""
+    """State of a silo that may stand aside in a run, with the reason; used by the daemon alone."""
 
     def __init__(self, store: Path, policy: Policy) -> None:
         self._store = store
