@@ -72,6 +72,11 @@ class Target:
         means = [self.z[rows[self.y[rows] == c]] for c in range(self.classes)]
         return np.stack([each.mean(axis=0, dtype=np.float64) if len(each) else self.mean for each in means])
 
+    def keep(self, features: Array) -> None:
+        """Look at some features only from here on."""
+        self.z, self.mean, self.clips = self.z[:, features], self.mean[features], self.clips[:, features]
+        self.guess, self.exact = self.guess[:, features], self.exact[:, features]
+
     def rounds(self, noise: float) -> Rounds:
         silos = [(self.z[rows], self.y[rows]) for rows in (self.silo, *self.others)]
         return federated_gradients(silos, self.classes, ROUNDS, noise, self.random)
