@@ -41,8 +41,8 @@ class Rounds:
 def standardised(x: Array) -> npt.NDArray[np.float32]:
     """Return rows [N, D] with mean 0 and standard deviation 1, as the head sees them."""
     rows = x.astype(np.float64)
-    made = (rows - rows.mean(axis=1, keepdims=True)) / np.sqrt(rows.var(axis=1, keepdims=True) + 1e-12)
-    return made.astype(np.float32)
+    deviation = np.sqrt(rows.var(axis=1, keepdims=True) + 1e-12)
+    return np.asarray((rows - rows.mean(axis=1, keepdims=True)) / deviation, np.float32)
 
 
 def with_ones(z: Array) -> Array:
@@ -116,7 +116,7 @@ def search(seen: Rounds, y: Array, start: Array, evaluations: int) -> Array:
     weights = 1 / gradients.flatten(1).norm(dim=1)
     of_class = torch.tensor(np.eye(seen.models.shape[1], dtype=np.float32)[y])
     x = torch.tensor(start, dtype=torch.float32, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimiser: Any = torch.optim.LBFGS(
         [x], max_iter=evaluations, max_eval=evaluations, history_size=30, line_search_fn="strong_wolfe",
         tolerance_grad=0, tolerance_change=0,
     )  # fmt: skip
