@@ -53,6 +53,16 @@ def test_what_a_researcher_adds_takes_less_than_forty_lines(script):
     assert len((EXAMPLES / script).read_text().splitlines()) < 40
 
 
+def test_an_encoder_of_ones_own_takes_less_than_forty_lines():
+    from flamest.export.encoder.settings import read_encoder
+
+    folder = EXAMPLES / "encoders"
+    encoder = read_encoder(folder / "efficientnet.toml")
+    assert encoder.module == f"{folder / 'efficientnet.py'}:make"
+    assert sum(len(path.read_text().splitlines()) for path in folder.iterdir() if path.is_file()) < 48
+    assert all(len(path.read_text().splitlines()) < 40 for path in folder.iterdir() if path.is_file())
+
+
 def test_a_script_runs_without_arguments(monkeypatch, capsys):
     run("own_head.py", monkeypatch)
     assert "on 50 test clips" in capsys.readouterr().out
