@@ -16,6 +16,7 @@ from ..coordinator.strategies.composition import strategy_problems
 from ..experiments.simulation import Aggregation
 from ..experiments.strategy_names import STRATEGIES, check_short_name
 from ..fedproto.head import HeadSpec
+from ..fedproto.recipes import RECIPES, completed
 from ..fedproto.records import RunSettings, Strategy, TrainSettings
 from .checks import fixes, shown
 
@@ -29,18 +30,19 @@ HEADS = ("mlp", "rgcf")
 
 
 class TrainOptions(TypedDict, total=False):
-    """Settings of local training and of the head, with the defaults of the commands and daemons.
+    """Settings of local training and of the head. What is not given is the recipe's; named here are the paper's values.
 
     Attributes:
         epochs: Epochs in a round; 5.
         batch_size: Rows of a batch; 128.
-        learning_rate: Adam's; 0.01, the paper's. On real features a smaller one is often better: try 0.0003.
+        learning_rate: Adam's; 0.01.
         weight_decay: Adam's L2 term; 1e-4.
         learning_rate_decay: Round r (from 1) trains at ``learning_rate * decay ** (r - 1)``; 1.
         class_balanced: A silo weights its classes equally; False.
         hidden: Widths of the head's hidden layers; (512, 256). () is softmax regression.
         standardise: Each part of each row gets mean 0 and standard deviation 1; False.
         common: With the head ``rgcf``, the width that both parts are projected to; 256.
+        start: Initial weights: ``uniform``, or ``zero``, only without hidden layers.
     """
 
     epochs: int
@@ -52,6 +54,7 @@ class TrainOptions(TypedDict, total=False):
     hidden: tuple[int, ...]
     standardise: bool
     common: int
+    start: Literal["uniform", "zero"]
 
 
 class RunOptions(TrainOptions, total=False):
@@ -85,7 +88,7 @@ class RunOptions(TrainOptions, total=False):
 
 
 TRAIN_KEYS = TrainSettings.__struct_fields__
-HEAD_KEYS = ("hidden", "standardise", "common")
+HEAD_KEYS = ("hidden", "standardise", "common", "start")
 STRATEGY_KEYS = tuple(key for key in Strategy.__struct_fields__ if key != "name")
 
 
@@ -100,6 +103,24 @@ def check_names(settings: Mapping[str, Any], known: tuple[str, ...]) -> None:
             )
 
 
+def with_recipe(recipe: str, settings: Mapping[str, Any], *, head: object, strategy: object = None) -> dict[str, Any]:
+    """Return ``settings`` with what the recipe fills in. Raises UsageError for a recipe that does not exist.
+
+    A head or a strategy record that is handed in stays as it is. ``strategy``: None without a federation.
+    """
+    if recipe not in RECIPES:
+        raise UsageError(f"there is no recipe {recipe!r}", fix=f"known: {', '.join(RECIPES)}")
+    kind = head if isinstance(head, str) else "mlp"
+    run = completed({"recipe": recipe, "hidden": settings.get("hidden", ()), "head": {"kind": kind}})
+    filled = dict(run.get("train", {}))
+    if strategy is not None and not isinstance(strategy, Strategy):
+        filled |= run.get("strategy", {})
+    if recipe == "default" and isinstance(head, str):
+        filled |= {key: value for key, value in run["head"].items() if key in HEAD_KEYS}
+        filled |= {"hidden": ()} if kind == "mlp" else {}
+    return {**filled, **settings}
+
+
 def train_settings(settings: Mapping[str, Any]) -> TrainSettings:
     """Return the settings of local training among ``settings``. Raises UsageError."""
     made = record({key: settings[key] for key in TRAIN_KEYS if key in settings}, TrainSettings)
@@ -108,13 +129,17 @@ def train_settings(settings: Mapping[str, Any]) -> TrainSettings:
 
 
 def strategy_settings(
-    strategy: StrategyName | Strategy | Aggregation | type, settings: Mapping[str, Any]
+    strategy: StrategyName | Strategy | Aggregation | type,
+    settings: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None = None,
 ) -> tuple[str, Strategy, Aggregation | None]:
     """Return the strategy's name, its settings, and the aggregation if one is handed in. Raises UsageError.
 
-    A class is called without arguments, an object is copied: no run continues with the state of another.
+    ``recipe``: values of those that are not among ``settings``. A class is called without arguments, an object is
+    copied: no run continues with the state of another.
     """
     given = {key: settings[key] for key in STRATEGY_KEYS if key in settings}
+    filled = {**{key: value for key, value in (recipe or {}).items() if key in STRATEGY_KEYS}, **given}
     if isinstance(strategy, Strategy):
         if given:
             raise UsageError(
@@ -132,7 +157,7 @@ def strategy_settings(
             )
         own = _fresh(strategy, name)
         term = "feddyn" if given.get("alpha") else "fedprox" if given.get("mu") else "fedavg"
-        return name, _checked({"name": term, **given}), own
+        return name, _checked({"name": term, **filled}), own
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         near = difflib.get_close_matches(str(strategy), STRATEGIES, 1)
         raise UsageError(
@@ -141,7 +166,7 @@ def strategy_settings(
         )
     made = _checked(_short_name_settings(strategy, given))
     check_short_name(strategy, made)
-    return strategy, made, None
+    return strategy, _checked(_short_name_settings(strategy, filled)), None
 
 
 def _short_name_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +22,13 @@ _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`(?: 
 _AT = re.compile(r" - at `\$\.?(?P<where>[^`]*)`$")
 
 
-def load_settings(path: Path, kind: type[T], *, start: str = "") -> T:
+def load_settings(
+    path: Path, kind: type[T], *, start: str = "", complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda it: it
+) -> T:
     """Decode the TOML file at ``path`` into ``kind`` (a msgspec Struct with forbid_unknown_fields).
 
-    ``start``: for a file that is not there, which command writes a first one.
+    ``start``: for a file that is not there, which command writes a first one. ``complete``: fills in what is not given,
+    before the types are checked.
     Raises SettingsError naming the file, the key, and what was expected.
     """
     try:
@@ -41,7 +45,7 @@ def load_settings(path: Path, kind: type[T], *, start: str = "") -> T:
             fix=f"edit {shown}: keys have at most two or three parts",
         )
     try:
-        return msgspec.toml.decode(text, type=kind, dec_hook=_path_from_text)
+        return msgspec.convert(complete(msgspec.toml.decode(text)), kind, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:
         raise SettingsError(
             f"{shown}: {_explain(str(error), kind)}",

@@ -43,6 +43,7 @@ state = "state"
 keep_models = 2
 [run]
 name = "bench"
+recipe = "paper"
 labels = {labels}
 fingerprint = "bench"
 rounds = {rounds}

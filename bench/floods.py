@@ -48,6 +48,7 @@ state = "state"
 keep_models = 2
 [run]
 name = "floods"
+recipe = "paper"
 labels = ["a", "b"]
 fingerprint = "bench"
 inputs = 2816

@@ -179,7 +179,9 @@ def _serve(tree: Tree, folder: Path, case: Case) -> None:
     centre, silos = folder / "coordinator", list(SILOS)[: case.silos]
     for silo in list(SILOS)[case.silos :]:
         tree.run("flamest-coordinator", "silo", "revoke", silo, "--dir", centre)
-    (centre / "coordinator.toml").write_text(_coordinator(case))
+    (centre / "coordinator.toml").write_text(
+        _coordinator(case, recipes=(tree.parent / "flamest" / "fedproto" / "recipes.py").is_file())
+    )
     recorder = folder / "recorder"
     recorder.mkdir()
     shutil.copyfile(same_bytes_recorder.__file__, recorder / "sitecustomize.py")
@@ -209,7 +211,8 @@ def _serve(tree: Tree, folder: Path, case: Case) -> None:
         wait_until(lambda: {daemon.ended() for daemon in running} == {True}, f"the run in {folder}", seconds=RUN_S)
 
 
-def _coordinator(case: Case) -> str:
+def _coordinator(case: Case, *, recipes: bool) -> str:
+    """Return coordinator.toml; ``recipes``: the tree has them, and the paper's is meant."""
     server = {
         "listen": "127.0.0.1:0",
         "ca": "ca.pem",
@@ -220,6 +223,7 @@ def _coordinator(case: Case) -> str:
     }
     run = {
         "name": "same",
+        **({"recipe": "paper"} if recipes else {}),
         "labels": LABELS,
         "fingerprint": f"imported:toy:{WIDTH}",
         "inputs": WIDTH,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,6 +19,7 @@ from ..fedproto.bounds import MAX_DEADLINE_S
 from ..fedproto.codecs import Codec
 from ..fedproto.head import HeadSpec
 from ..fedproto.messages import MAX_EXAMPLES
+from ..fedproto.recipes import Recipe, completed
 from ..fedproto.records import RunSettings, Strategy, TrainSettings, unprintable
 from ..fedproto.tls import TlsFiles
 from .strategies.composition import strategy_problems
@@ -52,14 +54,19 @@ class HeadTable(_Record, frozen=True):
     blocks: tuple[int, ...] = ()  # widths of the modalities in a row, adding up to run.inputs
     standardise: bool = False  # every block of every row to mean 0 and standard deviation 1
     common: int = 256  # rgcf: width that both modalities are projected to
+    start: Literal["uniform", "zero"] = "uniform"  # initial weights; zero: only without hidden layers
 
 
 class RunTable(_Record, frozen=True):
-    """[run]: the run that the silos take part in. The same name always means the same settings."""
+    """[run]: the run that the silos take part in. The same name always means the same settings.
+
+    The defaults are the paper's; ``load_coordinator_settings`` fills in the recipe's first.
+    """
 
     name: str  # 1 to 40 of a-z, 0-9, ".", "_" and "-"; other settings need another name
     labels: tuple[str, ...]  # the classes in their order, k is labels[k]; silos leave clips with other labels out
     fingerprint: str  # of the bundle whose features are trained on, as flamest-export inspect prints it
+    recipe: Recipe = "default"  # fills in head, strategy and train where the file does not set them; or "paper"
     inputs: int = 2816  # values of a clip's embedding
     hidden: tuple[int, ...] = (512, 256)  # widths of the head's hidden layers
     rounds: int = 80  # rounds that must close; abandoned ones do not count
@@ -86,6 +93,7 @@ class RunTable(_Record, frozen=True):
             blocks=head.blocks,
             standardise=head.standardise,
             common=head.common,
+            start=head.start,
         )
 
 
@@ -130,7 +138,9 @@ class CoordinatorSettings(_Record, frozen=True):
 def load_coordinator_settings(path: Path) -> CoordinatorSettings:
     """Read and check ``coordinator.toml``; SettingsError names file, key and what was expected."""
     start = "flamest-coordinator init DIR makes a folder with a first one"
-    settings = load_settings(path, CoordinatorSettings, start=start)
+    settings = load_settings(path, CoordinatorSettings, start=start, complete=_with_recipe)
+    if settings.run.recipe == "default":
+        settings = _as_begun(settings, path)
     run = settings.run
     problems = [*_server_problems(settings.server), *_run_problems(run)]
     problems += [f"run.train.{problem}" for problem in run.train.problems()]
@@ -143,6 +153,28 @@ def load_coordinator_settings(path: Path) -> CoordinatorSettings:
         fix = f"edit {path}" + (": fill in the lines marked TO FILL IN" if empty else "")
         raise SettingsError(f"{path}: " + "; ".join(problems), fix=fix)
     return _resolve_paths(settings, Path(path).resolve().parent)
+
+
+def _with_recipe(file: dict[str, Any], unnamed: Recipe | None = None) -> dict[str, Any]:
+    """Return the file's tables, [run] with what its recipe fills in; ``unnamed``: the recipe where it names none."""
+    run = file.get("run")
+    if not isinstance(run, dict):
+        return file
+    return {**file, "run": completed({"recipe": unnamed, **run} if unnamed else run)}
+
+
+def _as_begun(settings: CoordinatorSettings, path: Path) -> CoordinatorSettings:
+    """Return the settings by the paper's recipe where the run began with it: before a settings file named a recipe."""
+    from .storage.begun import begun_settings
+
+    begun = begun_settings(Path(path).resolve().parent / settings.server.state, settings.run.name)
+    if begun is None:
+        return settings
+    paper = load_settings(path, CoordinatorSettings, complete=functools.partial(_with_recipe, unnamed="paper"))
+    try:
+        return paper if paper.run_settings().encode() == begun else settings
+    except DataError:  # a head that does not fit is reported later
+        return settings
 
 
 def split_listen(listen: str) -> tuple[str, int]:

@@ -139,6 +139,7 @@ state = "state"
 
 [run]
 name = "demo"
+recipe = "paper"
 labels = {_toml(setup.labels)}
 inputs = {setup.inputs}
 rounds = {setup.rounds}

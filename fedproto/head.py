@@ -20,7 +20,7 @@ from ..base.errors import DataError
 from .bounds import MAX_BLOCKS, MAX_LAYERS, MAX_PARAMETERS, MAX_WIDTH
 
 # Fields that are left out of settings and model files at their default.
-_LEFT_OUT_AT_DEFAULT = {"blocks": (), "standardise": False, "common": 256}
+_LEFT_OUT_AT_DEFAULT = {"blocks": (), "standardise": False, "common": 256, "start": "uniform"}
 _RGCF = ("v", "t")  # the two modalities, as the gates' formula names them
 DRAWN_AT_ONCE = 1 << 18  # initial values
 Params = dict[str, npt.NDArray[np.float32]]
@@ -50,7 +50,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     enter the perceptron as [v'; t']. Every linear map has a bias. ``hidden=()`` is softmax regression.
     ``standardise`` replaces a block b by (b - mean) / sqrt(variance + 1e-12), mean and variance over the block's
-    values in that row, in training and in inference.
+    values in that row, in training and in inference. ``start`` zero is for softmax regression: drawn weights would stay
+    wherever few clips move them.
     Raises DataError: ``bad_head`` when blocks, kind and common do not fit each other, or a width or the number of
     layers is out of bounds; ``model_too_large`` for more parameters than a silo trains (``bounds``).
     """
@@ -62,6 +63,7 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blocks: tuple[int, ...] = ()  # widths of the modalities in a row, in order; empty: the row is one
     standardise: bool = False  # every block of every row to mean 0 and standard deviation 1
     common: int = 256  # rgcf only: width that both modalities are projected to
+    start: Literal["uniform", "zero"] = "uniform"  # initial values: as of PyTorch's Linear, or 0
 
     def __post_init__(self) -> None:
         if problems := self._problems():
@@ -89,6 +91,8 @@ class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             problems.append(f"kind 'rgcf' fuses exactly two blocks, there are {len(self.blocks)}")
         if not 1 <= self.common <= MAX_WIDTH:
             problems.append(f"common: expected 1 or more, at most {MAX_WIDTH:,}")
+        if self.start == "zero" and (self.hidden or self.kind != "mlp"):
+            problems.append("start 'zero': expected hidden = [] and kind 'mlp'; hidden layers would never leave 0")
         return problems
 
     @property
@@ -134,10 +138,12 @@ def without_defaults(fields: dict[str, Any], defaults: Mapping[str, Any]) -> dic
 
 
 def initial_params(spec: HeadSpec, seed: int) -> Params:
-    """Return initial values as of PyTorch's ``Linear``: uniform in ±1/sqrt(fan in), from NumPy's PCG64.
+    """Return initial values as of PyTorch's ``Linear``: uniform in ±1/sqrt(fan in), from NumPy's PCG64; or zeros.
 
     Same spec and seed give the same bytes on every machine.
     """
+    if spec.start == "zero":
+        return {name: np.zeros(shape, np.float32) for name, shape in spec.shapes.items()}
     random = np.random.Generator(np.random.PCG64(seed))
     params: Params = {}
     shapes = spec.shapes

@@ -68,7 +68,7 @@ class Federation:
         run = {"inputs": 6, "hidden": [5], "rounds": 3, "min_silos": 1, "deadline_s": 60.0, **run}
         untrained = {"norm_times": 0, "quarantine_after": 0}  # as the updates are that tests send
         run = {**untrained, **run}
-        text = render_config_template(LABELS, "fingerprint").replace("0.0.0.0:7443", "127.0.0.1:0")
+        text = render_config_template(LABELS, "fingerprint", recipe="paper").replace("0.0.0.0:7443", "127.0.0.1:0")
         for key, value in run.items():
             line = f"{key} = {str(value).lower() if isinstance(value, bool) else value}"
             text, found = re.subn(rf"^(# )?{key} = .*$", line, text, count=1, flags=re.MULTILINE)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...base.console import command, counted, say
+from ...base.errors import UsageError
 from ...base.options import JsonOption, ThreadsOption
 from . import AGENT, ConfigOption, DirOption
 from .own_settings import OwnStoreOption, own_aliases, own_paths
@@ -18,12 +19,19 @@ from .own_settings import OwnStoreOption, own_aliases, own_paths
 def train(
     out: Annotated[Path, typer.Option("--out", help="Where the model goes, MODEL.safetensors.")],
     store: OwnStoreOption = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="default, or paper: what the next six options are when not given.")
+    ] = "default",
     passes: Annotated[int, typer.Option(min=1, help="Rounds of local epochs, as a federated run has.")] = 80,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs in one round.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips per step of training.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Learning rate of Adam.")] = 0.01,
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="Adam's L2 term.")] = 1e-4,
-    hidden: Annotated[str, typer.Option(help="Widths of the hidden layers.")] = "512,256",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs in one round; 5.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per step of training; 128.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Learning rate of Adam; 0.0003, falling; the paper's 0.01.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0.0, help="Adam's L2 term; 0.0001.")] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help='Widths of the hidden layers; "" (none), of the paper 512,256.')
+    ] = None,
     hold_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the groups to evaluate on.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of initialisation, shuffles and split.")] = 0,
     fingerprint: Annotated[str | None, typer.Option(help="Which features, where the store holds several.")] = None,
@@ -37,18 +45,16 @@ def train(
 
     Next to agent.toml --store is not needed, and the classes are the run's words: [labels.alias] applies.
     """
-    from ...base.errors import UsageError
-    from ...fedproto.records import TrainSettings
+    from ...fedproto.recipes import RECIPES
     from ..training.local import LocalRequest, train_from_store
 
-    try:
-        widths = tuple(int(width) for width in hidden.split(",") if width.strip())
-    except ValueError as error:
-        raise UsageError(
-            f"--hidden {hidden}: expected whole numbers with commas, like 512,256", fix="--hidden 512,256"
-        ) from error
-    if any(width < 1 for width in widths):
-        raise UsageError(f"--hidden {hidden}: expected widths of 1 or more", fix="--hidden 512,256")
+    if recipe not in RECIPES:
+        raise UsageError(f"--recipe {recipe}: there is no such recipe", fix=f"known: {', '.join(RECIPES)}")
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    train_given = {"epochs": epochs, "batch_size": batch_size, **rates}
+    given: dict[str, Any] = {"train": {key: value for key, value in train_given.items() if value is not None}}
+    if hidden is not None:
+        given["hidden"] = _widths(hidden)
     place = AGENT.place(config, folder)
     if store is None:
         settings, paths = own_paths(place, store=store, say_so=not as_json)
@@ -57,10 +63,8 @@ def train(
         store=store,
         fingerprint=fingerprint,
         precision=precision,
-        hidden=widths,
-        settings=TrainSettings(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay
-        ),
+        recipe=recipe,
+        given=given,
         rounds=passes,
         hold_out=hold_out,
         seed=seed,
@@ -83,3 +87,16 @@ def train(
                 f"{100 * result['coverage']:.0f}, and calls the others unknown"
             )
     return result
+
+
+def _widths(hidden: str) -> list[int]:
+    """Return the widths that --hidden gives. Raises UsageError."""
+    try:
+        widths = [int(width) for width in hidden.split(",") if width.strip()]
+    except ValueError as error:
+        raise UsageError(
+            f"--hidden {hidden}: expected whole numbers with commas, like 512,256", fix="--hidden 512,256"
+        ) from error
+    if any(width < 1 for width in widths):
+        raise UsageError(f"--hidden {hidden}: expected widths of 1 or more", fix="--hidden 512,256")
+    return widths

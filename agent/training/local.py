@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from ...base.errors import DataError
 from ...base.progress import progress_bar
 from ...fedproto.calibration import make_calibration
-from ...fedproto.head import HeadSpec, Params
+from ...fedproto.head import Params
 from ...fedproto.model_file import ModelFile, write_model
+from ...fedproto.recipes import Recipe, recipe_settings
 from ...fedproto.records import Evaluation, TrainSettings
 from ..extraction.aliases import NO_ALIASES, LabelAliases
 from ..extraction.store import FeatureStore
@@ -73,8 +74,8 @@ class LocalRequest:
     store: Path
     fingerprint: str | None
     precision: str | None
-    hidden: tuple[int, ...]
-    settings: TrainSettings
+    recipe: Recipe
+    given: Mapping[str, Any]  # settings of a run's table that the recipe does not fill in: ``hidden``, ``train``
     rounds: int
     hold_out: float  # share of groups
     seed: int
@@ -96,18 +97,21 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
             fix="label the clips: put them into folders named by class, or write a labels.csv, and extract again",
         )
     data = silo_data(stored, labels, hold_out=request.hold_out, seed=request.seed, aliases=request.aliases)
-    trainer = HeadTrainer(HeadSpec(stored.x.shape[1], len(labels), request.hidden), threads=request.threads)
+    width = stored.x.shape[1]
+    blocks = (stored.vlm_width, width - stored.vlm_width) if 0 < stored.vlm_width < width else ()
+    chosen = recipe_settings(request.recipe, width, len(labels), blocks=blocks, given=request.given)
+    trainer = HeadTrainer(chosen.head, threads=request.threads)
     with progress_bar("training", request.rounds, unit="rounds") as progress:
         model = train_locally(
             trainer,
             data.train,
             data.held_out,
-            request.settings,
+            chosen.train,
             rounds=request.rounds,
             seed=request.seed,
             on_round=lambda _: progress.advance(),
         )
-    note = TrainingNote(request.seed, request.hold_out, request.rounds, request.settings)
+    note = TrainingNote(request.seed, request.hold_out, request.rounds, chosen.train)
     calibration = make_calibration(trainer.logits(model.params, data.held_out.x), data.held_out.y)
     names = (labels, stored.fingerprint, LOCAL, request.rounds, note.as_metadata())
     write_model(out, ModelFile(trainer.spec, model.params, *names, calibration=calibration))
@@ -121,6 +125,7 @@ def train_from_store(request: LocalRequest, out: Path) -> dict[str, Any]:
         "examples": len(data.train),
         "held_out": len(data.held_out),
         "ignored": data.ignored,
+        "recipe": request.recipe,
         "rounds": request.rounds,
         "epochs": model.epochs,
         "parameters": trainer.spec.parameters,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+
+from ...fedproto.recipes import Recipe, completed
 
 _TEMPLATE = """\
 # Settings of flamest-coordinator. Relative paths start at this file's folder.
@@ -23,6 +26,7 @@ name = "run-1"                # the settings of a run that has started stay: for
 labels = {labels}
 fingerprint = {fingerprint}
 {inputs}
+{recipe} # head, strategy and training where this file does not set them{other}
 hidden = [512, 256]           # widths of the classifier's hidden layers
 rounds = 80                   # rounds that must close; abandoned ones do not count
 min_silos = 2                 # fewer updates at the deadline: the round is abandoned, the model stays
@@ -39,6 +43,7 @@ kind = "mlp"                  # or "rgcf": residual gated cross fusion of two bl
 {blocks} # widths of the modalities in a row, like [768, 2048]; rgcf needs two
 standardise = false           # every block of every row to mean 0 and standard deviation 1
 common = 256                  # rgcf only: width that both blocks are projected to
+start = "uniform"             # initial weights; "zero" only without hidden layers
 
 [run.strategy]
 name = "fedavg"               # or "fedprox", with mu above 0, or "feddyn", with alpha above 0
@@ -75,6 +80,7 @@ format = "logfmt"             # key=value words; "json": one object a line, for 
 
 
 INPUTS = 2816  # of BLIP and Slow
+_SETTING = re.compile(r"(?:# )?(?P<key>[a-z_0-9]+) = (?P<value>\S+|\[.*?\]) +(?P<meaning># .*)$")
 
 
 def render_config_template(
@@ -84,11 +90,12 @@ def render_config_template(
     inputs: int | None = None,
     blocks: Sequence[int] = (),
     final_evaluation: str = "none",
+    recipe: Recipe = "default",
 ) -> str:
     """Return the file's text. Values that are not given are left empty; `--check-config` asks for them.
 
     ``inputs``: width of the embeddings; None: not known, a line to check. ``final_evaluation``: "none" leaves the line
-    as a comment.
+    as a comment. Of the recipe ``default`` the settings that it fills in are comments; ``paper`` has them as settings.
     """
     listed = json.dumps(list(labels), ensure_ascii=False)
     if len(listed) > 80:
@@ -99,13 +106,34 @@ def render_config_template(
         print_line += "  # TO FILL IN: flamest-export inspect BUNDLE prints it"
     check = "" if inputs else "; TO CHECK: flamest-export inspect BUNDLE prints it"
     final = f'final_evaluation = "{final_evaluation}"' if final_evaluation != "none" else '# final_evaluation = "model"'
-    return _TEMPLATE.format(
+    text = _TEMPLATE.format(
         labels=labels_line,
         fingerprint=print_line,
         inputs=f"{_column(f'inputs = {inputs or INPUTS}')} # width of a clip's embedding{check}",
         blocks=_column(f"blocks = {list(blocks)}"),
         final_evaluation=_column(final),
+        recipe=_column(f'recipe = "{recipe}"'),
+        other='; "paper": its settings' if recipe == "default" else "",
     )
+    return text if recipe == "paper" else _by_recipe(text)
+
+
+def _by_recipe(text: str) -> str:
+    """Turn the settings that the default recipe fills in into comments, with its values."""
+    values = completed({})
+    sections = {"[run.head]": values["head"], "[run.strategy]": values["strategy"], "[run.train]": values["train"]}
+    lines, filled = [], {}
+    for line in text.splitlines():
+        if line.startswith("["):
+            filled = sections.get(line.split()[0], {})
+        found = _SETTING.match(line)
+        key = found["key"] if found else ""
+        own = {"hidden": values["hidden"]} if key == "hidden" else filled
+        if found and own and key != "blocks":
+            value = json.dumps(own[key]) if key in own else found["value"]
+            line = f"{_column(f'# {key} = {value}')} {found['meaning']}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def _column(setting: str) -> str:

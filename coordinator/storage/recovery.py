@@ -119,7 +119,8 @@ def check_same_settings(run: RunSettings, started: bytes) -> None:
         changed = _differences(started, run.encode())
         raise SettingsError(
             f"run '{run.run}' was started with other settings ({', '.join(changed)} differ)",
-            fix="give the new settings another [run] name, or change them back",
+            fix="give the new settings another [run] name, or change them back (a run from before there were recipes: "
+            'recipe = "paper" in [run])',
             code="other_settings",
         )
 

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 LABELS = ("fall", "run", "walk")
 TRAIN = TrainSettings(epochs=2, batch_size=16, learning_rate=0.05)
+GIVEN = {"hidden": [], "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.05}}
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def store(tmp_path):
 
 
 def trained(store, out, *, seed=0, rounds=4, hold_out=0.3):
-    request = LocalRequest(store, None, None, (), TRAIN, rounds, hold_out, seed, 1)
+    request = LocalRequest(store, None, None, "paper", GIVEN, rounds, hold_out, seed, 1)
     train_from_store(request, out)
     return read_model(out)
 

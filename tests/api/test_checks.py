@@ -8,7 +8,7 @@ import flamest as fl
 import numpy as np
 import pytest
 
-QUICK = {"rounds": 1, "epochs": 1, "hidden": (4,), "progress": False}
+QUICK = {"recipe": "paper", "rounds": 1, "epochs": 1, "hidden": (4,), "progress": False}
 X, Y = np.eye(4), ["a", "b", "a", "b"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flamest.fedproto.head import HeadSpec
 
-QUICK = {"rounds": 3, "epochs": 2, "batch_size": 16, "progress": False}
+QUICK = {"recipe": "paper", "rounds": 3, "epochs": 2, "batch_size": 16, "progress": False}
 
 
 def mean(model, updates):

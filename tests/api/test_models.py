@@ -8,7 +8,7 @@ import flamest as fl
 import numpy as np
 import pytest
 
-QUICK = {"rounds": 4, "epochs": 5, "hidden": (16,), "progress": False}
+QUICK = {"recipe": "paper", "rounds": 4, "epochs": 5, "hidden": (16,), "progress": False}
 
 
 def test_a_saved_model_reads_back_and_classifies_alike(split, tmp_path):

@@ -22,7 +22,7 @@ from flamest.fedproto.head import HeadSpec, params_sha256
 from flamest.fedproto.records import RunSettings, Strategy, TrainSettings
 from flamest.runtime.clip_records import Clip
 
-QUICK = {"rounds": 3, "epochs": 2, "batch_size": 16, "hidden": (16, 8), "progress": False}
+QUICK = {"recipe": "paper", "rounds": 3, "epochs": 2, "batch_size": 16, "hidden": (16, 8), "progress": False}
 LABELS = ("fall", "run", "walk")  # make_federation's
 SIZES = {"anna": 31, "berta": 50, "carla": 12}
 
@@ -101,8 +101,8 @@ def test_training_is_that_of_the_command(tmp_path):
         store=tmp_path / "features.sqlite",
         fingerprint=None,
         precision=None,
-        hidden=(16, 8),
-        settings=TrainSettings(epochs=2, batch_size=16),
+        recipe="paper",
+        given={"hidden": (16, 8), "train": {"epochs": 2, "batch_size": 16}},
         rounds=3,
         hold_out=0.2,
         seed=4,
@@ -258,9 +258,9 @@ def test_silos_with_other_classes_share_the_names_of_all(features):
 
 def test_rgcf_and_standardise_take_the_parts_of_the_bundle(extracted):
     f, _ = extracted
-    fused = fl.train(f, head="rgcf", common=8, hidden=(8,), rounds=1, epochs=1, progress=False)
+    fused = fl.train(f, head="rgcf", common=8, hidden=(8,), recipe="paper", rounds=1, epochs=1, progress=False)
     assert fused.settings.head == HeadSpec(384, 4, (8,), "rgcf", (128, 256), common=8)
-    level = fl.train(f, standardise=True, hidden=(), rounds=1, epochs=1, progress=False)
+    level = fl.train(f, standardise=True, hidden=(), recipe="paper", rounds=1, epochs=1, progress=False)
     assert level.settings.head == HeadSpec(384, 4, (), blocks=(128, 256), standardise=True)
 
 

@@ -27,6 +27,7 @@ def keys_of(kind) -> list[str]:
     [
         (AgentSettings, TEMPLATE.format(key="ward-3.key")),
         (CoordinatorSettings, render_config_template(["a", "b"], "f" * 64, inputs=384)),
+        (CoordinatorSettings, render_config_template(["a", "b"], "f" * 64, inputs=384, recipe="paper")),
     ],
 )
 def test_every_setting_is_in_its_template_with_a_meaning(kind, text):

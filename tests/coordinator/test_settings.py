@@ -1,11 +1,13 @@
 import pytest
 from flamest.base.errors import SettingsError
 from flamest.coordinator.admin.config_template import render_config_template
+from flamest.coordinator.rounds import Cohort, RoundPolicy
 from flamest.coordinator.settings import load_coordinator_settings
+from flamest.coordinator.storage.run_store import RunStore
 from flamest.fedproto.head import HeadSpec
 from flamest.fedproto.records import Strategy, TrainSettings, decode_run_settings
 
-STARTER = render_config_template(["a", "b"], "f")
+STARTER = render_config_template(["a", "b"], "f", recipe="paper")
 
 
 def load(tmp_path, text):
@@ -25,7 +27,7 @@ def test_template_is_valid_with_the_papers_defaults(tmp_path):
 def test_template_lists_every_default(tmp_path):
     keys = ("hidden", "inputs", "rounds", "min_silos", "deadline_s", "seed", "listen", "keep_models", "epochs")
     keys += ("batch_size", "learning_rate", "weight_decay", "mu", "alpha", "server_momentum", "average_last")
-    keys += ("class_balanced", "kind", "blocks", "standardise", "common")
+    keys += ("class_balanced", "kind", "blocks", "standardise", "common", "start")
     short = "\n".join(line for line in STARTER.splitlines() if not line.startswith(keys))
     assert load(tmp_path, short) == load(tmp_path, STARTER)
 
@@ -123,3 +125,39 @@ def test_server_momentum_with_feddyn_is_refused(tmp_path):
     text = STARTER.replace('name = "fedavg"', 'name = "feddyn"').replace("alpha = 0.0", "alpha = 0.1")
     with pytest.raises(SettingsError, match="server_momentum: not with feddyn"):
         load(tmp_path, text.replace("server_momentum = 0.0", "server_momentum = 0.5"))
+
+
+def shortened(text, *keys):
+    return "\n".join(line for line in text.splitlines() if not line.startswith(keys))
+
+
+def test_a_file_without_a_recipe_gets_the_default_one(tmp_path):
+    default = load(tmp_path, render_config_template(["a", "b"], "f"))
+    assert default.run.head_spec() == HeadSpec(2816, 2, (), standardise=True, start="zero")
+    assert default.run_settings().strategy.average_last == 10
+    unnamed = shortened(render_config_template(["a", "b"], "f"), "recipe = ")
+    assert load(tmp_path, unnamed) == default
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(SettingsError, match=r"run\.recipe: invalid enum value 'best'"):
+        load(tmp_path, STARTER.replace('recipe = "paper"', 'recipe = "best"'))
+
+
+def test_a_run_from_before_recipes_keeps_the_papers(tmp_path):
+    paper = load(tmp_path, STARTER)
+    with RunStore.open(tmp_path / "state", paper.run_settings()) as store:
+        store.load(RoundPolicy(80, 2, 600.0), Cohort(frozenset(), 2))
+    keys = ("recipe", "hidden", "standardise", "start", "learning_rate")
+    old = shortened(STARTER, *keys)
+    assert load(tmp_path, old).run_settings() == paper.run_settings()
+    fresh = load(tmp_path, old.replace('name = "run-1"', 'name = "run-2"'))
+    assert fresh.run_settings().head.start == "zero"
+
+
+def test_a_run_begun_with_default_keeps_it(tmp_path):
+    text = render_config_template(["a", "b"], "f")
+    default = load(tmp_path, text)
+    with RunStore.open(tmp_path / "state", default.run_settings()) as store:
+        store.load(RoundPolicy(80, 2, 600.0), Cohort(frozenset(), 2))
+    assert load(tmp_path, text).run_settings() == default.run_settings()

@@ -116,6 +116,7 @@ state = "state"
 
 [run]
 name = "test"
+recipe = "paper"
 labels = ["run", "jump", "wave"]
 fingerprint = "{FINGERPRINT}"
 inputs = {WIDTH}

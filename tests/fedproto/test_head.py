@@ -120,3 +120,12 @@ def test_unprintable_names_are_refused_and_shown_escaped(name):
     assert refused.value.message.isprintable()
     good = msgspec.structs.replace(OLD, labels=("läuft", "走る 1"))
     assert decode_run_settings(good.encode()) == good
+
+
+def test_zero_start_is_for_a_head_without_hidden_layers():
+    linear = HeadSpec(4, 3, (), start="zero")
+    assert all(not tensor.any() for tensor in initial_params(linear, 5).values())
+    with pytest.raises(DataError, match="start 'zero': expected hidden = "):
+        HeadSpec(4, 3, (8,), start="zero")
+    with pytest.raises(DataError, match="start 'zero'"):
+        HeadSpec(32, 3, (), "rgcf", (11, 21), start="zero")

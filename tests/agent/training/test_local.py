@@ -12,7 +12,6 @@ from flamest.agent.training.trainer import HeadTrainer
 from flamest.base.files import sha256_bytes
 from flamest.fedproto.calibration import is_known, probabilities
 from flamest.fedproto.model_file import read_model
-from flamest.fedproto.records import TrainSettings
 from flamest.runtime.clip_records import Clip
 
 LABELS = ("fall", "run", "walk", "wave")
@@ -31,8 +30,8 @@ def trained(folder: Path, count: int) -> dict[str, float | None]:
         rows.append((f"{row}.mp4", FeatureRow(clip, x, 8, "fingerprint", "fp32")))
     with FeatureStore.open(folder / "features.sqlite") as store:
         store.add_rows(rows)
-    settings = TrainSettings(epochs=2, learning_rate=0.003)
-    request = LocalRequest(folder / "features.sqlite", None, None, (), settings, 10, 0.3, 0, 1)
+    given = {"hidden": [], "train": {"epochs": 2, "learning_rate": 0.003}}
+    request = LocalRequest(folder / "features.sqlite", None, None, "paper", given, 10, 0.3, 0, 1)
     return train_from_store(request, folder / "model.safetensors")
 
 
