@@ -1,4 +1,4 @@
-"""Accuracy of the recipes beside scikit-learn's classifiers, held out by group, and the trial of the default one's rate.
+"""Accuracy of the recipes beside scikit-learn's classifiers, held out by group; trials of the default one's rate.
 
     python -m bench.recipes UCF101.npz [--folder build/bench] [--seeds 5] [--search] [--minutes 7]
 
@@ -149,7 +149,7 @@ def measure(trial: Trial, column: str) -> Row:
         return sklearn_accuracy(trial, column)
     recipe: Recipe = "paper" if column.startswith("paper") else "default"
     chosen = settings_of(trial, recipe)
-    name, _, split = column.partition(", ")
+    split = column.partition(", ")[2]
     return federated(trial, chosen, split) if split else centralised(trial, chosen)
 
 
