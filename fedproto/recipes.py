@@ -33,7 +33,7 @@ _LAYERED_HEAD = {"standardise": True}  # with hidden layers or gated fusion, whi
 
 @dataclass(frozen=True)
 class RecipeSettings:
-    """What a recipe says, for embeddings of one width and a number of classes."""
+    """Settings that a recipe says, for embeddings of one width and a number of classes."""
 
     head: HeadSpec
     train: TrainSettings
