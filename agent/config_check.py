@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..base.console import counted
@@ -106,18 +107,30 @@ def clip_warnings(settings: AgentSettings) -> list[str]:
     share, least = settings.policy.hold_out, settings.policy.min_samples
     extents = [Extent(clip.file_name, clip.segment) for clip in labelled]
     groups, labels = joined_groups([clip.group for clip in labelled], extents), [clip.label or "" for clip in labelled]
-    train = len(hold_out_groups(groups, share, 0, labels)[0]) if share and len(set(groups)) > 1 else len(labelled)
+    rows = (
+        hold_out_groups(groups, share, 0, labels)[0].tolist() if share and len(set(groups)) > 1 else range(len(labels))
+    )
+    rare = _rare_classes(settings, [labels[row] for row in rows])
+    train = len(rows) - sum(rare)
     warnings = [f"{note.text} ({note.fix})" for note in clip_notes(folder, settings.rules)]
     if folder.problems:
         first = folder.problems[0]
         warnings.append(f"{counted(len(folder.problems), 'clip')} that cannot be used; {first.name}: {first.reason}")
     if train >= least:
-        return warnings
+        few = f"fewer than {settings.policy.class_floor} clips to train on"
+        left_out = f"about {counted(sum(rare), 'clip')} will be in no update (policy.min_class_samples)"
+        return [*warnings, f"of some classes there are {few}: {left_out}"] if rare else warnings
     return [
         f"{counted(len(labelled), 'labelled clip')}, about {train} to train on, policy.min_samples {least}: "
         "no update will be sent, and this silo gets the final model at the end of a run (docs/guides/privacy.md)",
         *warnings,
     ]
+
+
+def _rare_classes(settings: AgentSettings, labels: Sequence[str]) -> list[int]:
+    """Return the numbers of clips of classes that are too rare for an update, given every clip's label."""
+    counts = Counter(settings.aliases.of(label) for label in labels).values()
+    return [count for count in counts if count < settings.policy.class_floor]
 
 
 def label_notes(settings: AgentSettings, run: RunSettings) -> list[str]:

@@ -297,10 +297,12 @@ class _Daemon:
         outcome = self._run_training(model, at)
         if outcome is None:
             return None
-        self._notes.note(clips=outcome.examples, held_out=outcome.held_out, ignored=outcome.ignored)
+        counts = {"held_out": outcome.held_out, "ignored": outcome.ignored, "left_out": outcome.left_out}
+        self._notes.note(clips=outcome.examples, **counts)
         if outcome.refused is not None:
             raise outcome.refused
-        log.info("trained", round=model.round, clips=outcome.examples, loss=outcome.loss)
+        rare = {"left_out": outcome.left_out} if outcome.left_out else {}
+        log.info("trained", round=model.round, clips=outcome.examples, loss=outcome.loss, **rare)
         update = Update(
             round=model.round,
             base_sha256=model.sha256,

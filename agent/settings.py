@@ -165,7 +165,8 @@ key = "{key}"
 # This silo's policy, which the run cannot change (docs/guides/privacy.md). flamest-agent egress shows what has left.
 [policy]
 min_samples = 256             # with fewer clips to train on an update could reveal them: it is not sent
-# min_samples_override = true # allow a min_samples below 256; every update's entry in the ledger records it
+# min_samples_override = true # allow less than these two floors; every update's entry in the ledger records it
+# min_class_samples = 10      # clips of classes with fewer to train on are left out of updates
 hold_out = 0.2                # share of groups kept from training, to evaluate on
 # report_evaluation = false   # report loss and correct predictions on held-out clips; default: except with record-dp
 # report_loss = "exact"       # losses in full precision; default: "rounded"

@@ -55,6 +55,7 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clips: int = 0  # trained on in the last round
     held_out: int = 0
     ignored: int = 0  # clips without a label, or with one that the run does not know
+    left_out: int = 0  # clips of rare classes, in no update (policy.min_class_samples)
     updates_sent: int = 0  # in the egress ledger: by this and by earlier daemons
     update_bytes: int = 0  # of these updates
     adopted: str = ""  # at the end of a run: "final", "own", "tuned" or "blend"

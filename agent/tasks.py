@@ -75,18 +75,22 @@ class RoundOutcome:
     evaluation: Evaluation | None  # of the incoming model, as far as the policy reports it
     spend: Spend | None = None  # record-dp: cost of the update once it is sent
     refused: PolicyRefused | None = None
+    left_out: int = 0  # clips of rare classes, in no update (policy.min_class_samples)
 
 
 def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
     """Evaluate the incoming model on the held-out clips, then train it on the others, if the policy permits."""
     run, model, policy = work.run, work.model, work.policy
-    data = load_data(source, run, policy)
+    whole = load_data(source, run, policy)
+    data = whole.without_rare_classes(policy.class_floor)
     trainer = open_head(run.head, source.threads)
-    held_out, ignored = len(data.held_out), data.ignored
+    held_out, ignored, left_out = len(data.held_out), data.ignored, len(whole.train) - len(data.train)
     try:
-        spend = policy.permit(len(data.train), run.train, work.spends)
+        spend = policy.permit(len(data.train), run.train, work.spends, left_out=left_out)
     except PolicyRefused as refused:
-        return RoundOutcome(None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused)
+        return RoundOutcome(
+            None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused, left_out=left_out
+        )
     evaluation = reported_evaluation(trainer, model.params, data, policy, source.secret)
     note_trained(work.state, run.run, run.sha256, data.rows.identities)
     encoded = None
@@ -98,7 +102,9 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
         remove_unfinished(work.own)  # of a worker that was ended at a round's deadline
         write_model(work.own, ModelFile(run.head, trained.params, run.labels, run.fingerprint, run.run, model.round))
     params = trained.params if encoded is None else None
-    return RoundOutcome(params, encoded, trained.examples, held_out, ignored, trained.loss, evaluation, spend)
+    return RoundOutcome(
+        params, encoded, trained.examples, held_out, ignored, trained.loss, evaluation, spend, left_out=left_out
+    )
 
 
 def _train_with_state(

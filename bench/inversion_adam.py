@@ -1,4 +1,4 @@
-"""Clips out of a silo's updates under the default recipe: by clips of the silo, and by clips of one class.
+"""Clips out of updates of softmax regression by local Adam: by clips of the silo, and by clips of one class.
 
     python -m bench.inversion_adam --features FILE.npz
 

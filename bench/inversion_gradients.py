@@ -1,4 +1,4 @@
-"""Clips out of the updates of a whole run of the default recipe: by clips of the silo, of a class, and noise.
+"""Clips out of the exact gradients of a whole run: by clips of the silo, by clips of a class, and with noise.
 
     python -m bench.inversion_gradients --features FILE.npz [--case NAME]
 

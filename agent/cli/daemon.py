@@ -201,6 +201,9 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, config: Path, *,
     if status.clips or status.held_out or status.ignored:  # otherwise nothing was trained yet since the start
         counts = f"{status.clips} to train on, {status.held_out} held out"
         lines.append(f"clips: {counts}, {status.ignored} without a label of the run")
+        if status.left_out:
+            least = f"classes with fewer than {settings.policy.class_floor} clips to train on"
+            lines.append(f"  in no update: {counted(status.left_out, 'clip')} of {least} (policy.min_class_samples)")
     lines.append(
         f"left this silo, by its ledger: {counted(status.updates_sent, 'update')}, {status.update_bytes / 1e6:.2f} MB"
     )

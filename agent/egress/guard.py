@@ -204,7 +204,7 @@ class EgressGuard:
             models=len(results),
             reported=_reported(first),
             results=tuple(ReportedResult.of(one.evaluation, one.subject) for one in results),
-            overrides=self.policy.overridden(MIN_SAMPLES_FLOOR, evaluation=first is not None),
+            overrides=self.policy.overridden(MIN_SAMPLES_FLOOR, evaluation=first is not None, update=False),
         )
         client.send_evaluation(message)
 

@@ -17,6 +17,7 @@ from ..training.private import Protection, Sampling
 from .accountant import Spend, epsilon_of
 
 MIN_SAMPLES_FLOOR = 256  # clips: below it embeddings were computed back from updates (docs/guides/privacy.md)
+CLASS_FLOOR = 10  # clips of a class: of fewer, an update tells too much (docs/guides/privacy.md, "Rare classes")
 HELD_OUT_SHARE = 8  # of min_samples, this part must be held out for an evaluation to be reported: 32 of 256 clips
 DEFAULT_EVALUATIONS = 400  # five runs of 80 rounds
 MONTHLY_EVALUATIONS = 1200  # fifteen; many more would average the noise on evaluations out (docs/guides/privacy.md)
@@ -54,7 +55,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The table. What is not set has the default of its mode; keys of another mode are an error."""
 
     min_samples: int = MIN_SAMPLES_FLOOR  # an update trained on fewer clips is not sent
-    min_samples_override: bool = False  # allows a min_samples below the floor; the ledger records it
+    min_samples_override: bool = False  # allows min_samples or min_class_samples below the floor; the ledger records it
+    # Clips of classes with fewer clips to train on are left out of updates, and still used for an own head; unset: 10,
+    # 1 where min_samples is below its floor; not with record-dp
+    min_class_samples: int | None = None
     hold_out: float = 0.2  # share of this silo's groups kept from training, 0 to 0.9
     codec: Codec | None = None  # the coarsest that this silo's updates may be coded with; the run's when not set
     report_evaluation: bool | None = (
@@ -110,10 +114,23 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return -(-self.min_samples // HELD_OUT_SHARE)
 
     @property
+    def class_floor(self) -> int:
+        """Fewest clips to train on of a class that is in an update.
+
+        1 with record-dp: whether a class is left out would tell of single clips, and epsilon covers what is in. And
+        where ``min_samples`` is below its floor: what few clips tell was accepted for all of them.
+        """
+        if self.privacy == "record-dp":
+            return 1
+        if self.min_class_samples is not None:
+            return self.min_class_samples
+        return CLASS_FLOOR if self.min_samples >= MIN_SAMPLES_FLOOR else 1
+
+    @property
     def sha256(self) -> str:
         """Hash of all keys: an update made under another policy is not sent under this one."""
         keys = without_defaults(
-            msgspec.to_builtins(self), {"report_gain": False, "adopt": None}
+            msgspec.to_builtins(self), {"report_gain": False, "adopt": None, "min_class_samples": None}
         )  # a policy without them has the same as ever
         return hashlib.sha256(msgspec.json.encode(keys)).hexdigest()
 
@@ -127,9 +144,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return where the policy is weaker than FLAMeST's default, for the ledger and the log."""
         return self.overridden(0, evaluation=True)
 
-    def overridden(self, clips: int, *, evaluation: bool) -> tuple[str, ...]:
-        """Return those ``overrides`` that a message of so many clips needs, with or without an evaluation."""
+    def overridden(self, clips: int, *, evaluation: bool, update: bool = True) -> tuple[str, ...]:
+        """Return those ``overrides`` that a message needs: an update of so many clips, an evaluation, or both."""
         given_up = []
+        if update and self.min_class_samples is not None and self.min_class_samples < CLASS_FLOOR:
+            given_up.append(f"min_class_samples {self.min_class_samples} is below the floor of {CLASS_FLOOR}")
         if self.min_samples < MIN_SAMPLES_FLOOR and clips < MIN_SAMPLES_FLOOR:
             given_up.append(f"min_samples {self.min_samples} is below the floor of {MIN_SAMPLES_FLOOR}")
         if self.evaluation_noise < EVALUATION_NOISE and self.reports and evaluation:
@@ -142,13 +161,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             given_up.append("report_loss is exact: losses in full precision can give held-out clips away")
         return tuple(given_up)
 
-    def permit(self, examples: int, train: TrainSettings, spends: Iterable[Spend]) -> Spend | None:
+    def permit(
+        self, examples: int, train: TrainSettings, spends: Iterable[Spend], *, left_out: int = 0
+    ) -> Spend | None:
         """Return the privacy that training on so many clips will spend; None without record-dp.
 
         Raises PolicyRefused: ``few_samples``; ``class_balanced`` and ``budget_spent`` with record-dp. ``spends``: of
-        all updates that ever left.
+        all updates that ever left. ``left_out``: clips of rare classes, which do not count.
         """
-        self.require_samples(examples)
+        self.require_samples(examples, left_out=left_out)
         if self.budget is None:
             return None
         if train.class_balanced:
@@ -169,11 +190,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         return spend
 
-    def require_samples(self, examples: int) -> None:
+    def require_samples(self, examples: int, *, left_out: int = 0) -> None:
         """Raise PolicyRefused (``few_samples``) for an update trained on fewer clips than ``min_samples``."""
         if examples < self.min_samples:
+            beside = f" (and {left_out} of classes with fewer than {self.class_floor})" if left_out else ""
             raise PolicyRefused(
-                f"{examples} labelled clips to train on, this silo's policy asks for {self.min_samples}: "
+                f"{examples} labelled clips to train on{beside}, this silo's policy asks for {self.min_samples}: "
                 "no update was sent. Add clips, or lower policy.min_samples if you accept what an update of few clips "
                 "can tell (docs/guides/privacy.md, 'Small sites')",
                 reason="few_samples",
@@ -191,6 +213,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "embeddings can be reconstructed from updates (docs/guides/privacy.md); set min_samples_override = "
                 "true if you accept that"
             )
+        wrong += self._class_floor_problems()
         if not 0.0 <= self.hold_out <= 0.9:
             wrong.append("hold_out: expected 0 to 0.9")
         if self.report_loss == "exact" and not self.report_loss_override:
@@ -215,6 +238,21 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.adopt is not None and self.refuse_worse:
             wrong.append("refuse_worse: adopt says which model is used; expected one of the two keys")
         return wrong + self._mode_problems()
+
+    def _class_floor_problems(self) -> list[str]:
+        least = self.min_class_samples
+        if least is None:
+            return []
+        if self.privacy == "record-dp":
+            return ["min_class_samples: not with privacy = 'record-dp', whose epsilon covers clips of every class"]
+        if least < 1:
+            return [f"min_class_samples: expected 1 or more, {CLASS_FLOOR} without min_samples_override"]
+        if least < CLASS_FLOOR and not self.min_samples_override:
+            return [
+                f"min_class_samples: {least} is below the floor of {CLASS_FLOOR}, below which an update tells too much "
+                "of the clips of a class (docs/guides/privacy.md); set min_samples_override = true if you accept that"
+            ]
+        return []
 
     def _mode_problems(self) -> list[str]:
         wrong = []

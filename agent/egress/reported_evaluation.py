@@ -67,11 +67,12 @@ def reported_evaluation(
 
     ``secret``: of this silo, which its noise follows from.
 
-    Nothing is reported by a silo that may not send an update (fewer clips to train on than ``min_samples``) or that
+    Nothing is reported by a silo that may not send an update (fewer clips in it than ``min_samples``) or that
     holds out fewer clips than ``policy.min_held_out``: whether something is reported never follows from a clip's
     values.
     """
-    if not policy.reports or len(data.train) < policy.min_samples or len(data.held_out) < policy.min_held_out:
+    sent = data.without_rare_classes(policy.class_floor).train
+    if not policy.reports or len(sent) < policy.min_samples or len(data.held_out) < policy.min_held_out:
         return None
     results = clip_results(trainer, params, data.held_out)
     classes = trainer.spec.outputs

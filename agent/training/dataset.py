@@ -42,6 +42,18 @@ class SiloData:
     rows: SideRows = SideRows()
     held_out_rows: SideRows = SideRows()
 
+    def without_rare_classes(self, least: int) -> SiloData:
+        """Return the data without clips to train on of classes with fewer than ``least`` of them.
+
+        The held-out clips stay. Nothing of the clips that are left out is in a training on the others, their number
+        neither: it is the same to the bit as one of a silo that never had them.
+        """
+        counts = np.bincount(self.train.y, minlength=1)
+        kept = np.flatnonzero(counts[self.train.y] >= least)
+        if len(kept) == len(self.train):
+            return self
+        return replace(self, train=self.train.rows(kept), rows=self.rows.rows(kept.tolist()))
+
     def untrained(self, trained: Collection[str]) -> SiloData:
         """Return the data without held-out groups that have a clip of ``trained``: identities of clips."""
         side = self.held_out_rows

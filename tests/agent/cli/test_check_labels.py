@@ -76,6 +76,14 @@ def test_the_parent_reading_that_matches_is_not_doubted(tmp_path):
     assert label_notes(silo(tmp_path, names), RUN) == []
 
 
+def test_a_check_says_that_a_rare_class_is_in_no_update(tmp_path):
+    names = [*(f"fall/{number}.mp4" for number in range(280)), *(f"walk/{number}.mp4" for number in range(3))]
+    warnings = clip_warnings(silo(tmp_path, names, "[policy]\nhold_out = 0.0\n"))
+    assert warnings[-1].startswith("of some classes there are fewer than 10 clips to train on: about 3 clips")
+    enough = clip_warnings(silo(tmp_path / "enough", names[:280], "[policy]\nhold_out = 0.0\n"))
+    assert not any("in no update" in warning for warning in enough)
+
+
 def test_a_check_says_doubts_and_rows_that_cannot_be_used(tmp_path):
     table = "path,label,start_s,end_s\na.mp4,fall,1,5\na.mp4,walk,3,2\n"
     warnings = clip_warnings(silo(tmp_path, ["a.mp4"], table=table))

@@ -7,7 +7,7 @@ import re
 import msgspec
 import pytest
 from flamest.agent.egress.accountant import Spend, epsilon_of
-from flamest.agent.egress.policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
+from flamest.agent.egress.policy import CLASS_FLOOR, MIN_SAMPLES_FLOOR, Policy, PolicyRefused
 from flamest.agent.settings import Work, load_agent_settings, write_settings_template
 from flamest.agent.training.private import Protection
 from flamest.base.errors import SettingsError
@@ -57,6 +57,9 @@ def test_a_floor_below_ours_needs_an_override(tmp_path):
         ('report_classes = 5\nreport_counts = "power-of-two"', "exact counts"),
         ("hold_out = 1.0", "hold_out"),
         ("min_samples = 0", "min_samples"),
+        ("min_class_samples = 0\nmin_samples_override = true", "min_class_samples: expected 1 or more"),
+        ("min_class_samples = 9", "min_class_samples: 9 is below the floor of 10"),
+        ('min_class_samples = 20\nprivacy = "record-dp"', "min_class_samples: not with privacy = 'record-dp'"),
         ('report_loss = "exact"', "report_loss_override = true"),
         ('report_loss = "none"', "report_loss"),
         ("evaluations_per_day = -1", "evaluations_per_day"),
@@ -100,6 +103,35 @@ def test_record_dp_from_the_template_reports_no_evaluation(tmp_path):
     path.write_text(path.read_text().replace(line, line.removeprefix("# ")))
     private = load_agent_settings(path).policy
     assert (private.privacy, private.reports, private.overrides()) == ("record-dp", False, ())
+
+
+@pytest.mark.parametrize(
+    ("keys", "least", "overrides"),
+    [
+        ({}, CLASS_FLOOR, 0),
+        ({"min_class_samples": 30}, 30, 0),
+        ({"min_class_samples": 1, "min_samples_override": True}, 1, 1),
+        ({"min_samples": 30, "min_samples_override": True}, 1, 1),  # accepted for all clips
+        ({"min_samples": 30, "min_samples_override": True, "min_class_samples": 10}, 10, 1),
+        ({"privacy": "record-dp"}, 1, 0),  # a class that comes and goes with one clip is not covered by epsilon
+    ],
+)
+def test_the_floor_of_a_class_follows_from_the_policy(keys, least, overrides):
+    made = Policy(**keys)
+    assert made.problems() == []
+    assert (made.class_floor, len(made.overrides())) == (least, overrides)
+
+
+def test_a_lower_floor_of_a_class_is_an_override_of_updates_alone():
+    lower = Policy(min_class_samples=4, min_samples_override=True)
+    words = "min_class_samples 4 is below the floor of 10"
+    assert lower.overridden(MIN_SAMPLES_FLOOR, evaluation=True) == (words,)
+    assert lower.overridden(MIN_SAMPLES_FLOOR, evaluation=True, update=False) == ()
+
+
+def test_a_refusal_says_how_many_clips_of_rare_classes_do_not_count():
+    with pytest.raises(PolicyRefused, match=r"250 labelled clips to train on \(and 9 of classes with fewer than 10\)"):
+        Policy().permit(250, TrainSettings(), (), left_out=9)
 
 
 def test_counts_are_exact_or_the_nearest_power_of_two():
@@ -229,7 +261,8 @@ def test_adopt_and_refuse_worse_are_not_set_together():
 
 
 def test_a_policy_without_adopt_has_the_hash_that_it_had():
-    without = [field.name for field in msgspec.structs.fields(Policy) if field.name not in ("adopt", "report_gain")]
+    later = ("adopt", "report_gain", "min_class_samples")
+    without = [field.name for field in msgspec.structs.fields(Policy) if field.name not in later]
     keys = {name: getattr(Policy(), name) for name in without}
     assert Policy().sha256 == hashlib.sha256(msgspec.json.encode(keys)).hexdigest()
     assert Policy(adopt="auto").sha256 != Policy().sha256
