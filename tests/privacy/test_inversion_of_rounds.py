@@ -57,7 +57,7 @@ def test_the_simulated_adam_is_the_products() -> None:
 
 
 def test_unrolled_training_gives_the_only_clip_of_a_class() -> None:
-    """Where the attacker knows all others; of a class of eight it does not."""
+    """The attacker knows all other clips; a class of eight is not recovered."""
     pytest.importorskip("torch")
     found = {}
     for count in (1, 8):
