@@ -54,7 +54,7 @@ def test_a_small_site_ends_with_the_final_model_and_sends_nothing(site):
         told = small.status("berta")
         silos = [berta, *(small.start_silo(silo, start) for silo in OTHERS)]
         wait_until(finished(silos), "the end", seconds=90, watched=[server, *silos])
-    assert "to train on, this silo's policy asks for 256" in told.detail
+    assert "(and 9 of classes with fewer than 10), this silo's policy asks for 256" in told.detail
     assert "At the end of the run this silo gets the final model; it is used" in told.detail
     status = small.status("berta")
     assert (status.doing, status.adopted, status.adopted_round, status.updates_sent) == ("finished", "final", 6, 0)
