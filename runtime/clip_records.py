@@ -71,6 +71,7 @@ class Clip:
     file_sha256: str = ""  # of the file's content; empty for a whole file, whose identity it is
     person: str = ""  # who is seen; empty where not known
     camera: str = ""
+    next_us: int | None = None  # of windows that overlap: where the next one begins, microseconds from the first frame
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ class ClipReader:
         seeds = clip_seeds(self._manifest.extraction_seed, clip.sha256)
         stages = dict.fromkeys(self._stages, 0.0)
         with timed(stages, "decode"):
-            candidates = self.video.candidates(clip.path, clip.segment)
+            candidates = self.video.candidates(clip.path, clip.segment, next_us=clip.next_us)
         chosen = self._choose(candidates, seeds.clusters, stages)
         drawn = self._drawn(chosen, seeds.draw)
         captioned, of_cnn = self._prepared(candidates, chosen.vlm[list(drawn)], chosen.cnn, stages)

@@ -16,6 +16,7 @@ from .frame_buffer import FrameBuffer
 from .frames_from_key import NotAsIndexed
 from .open_video import OpenVideo, Way
 from .preprocessing import FrameInput, FramePreparer, Frames
+from .shared_frames import SharedFrames
 from .video_file import FrameShape
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class DecodedSegment(DecodedFrames):
         self._video = video
         self._segment = segment
         self._form = request.form
+        self._next_us = request.next_us
         self._way: Way
         self._small: dict[int, Frames] = {}  # likely candidates, prepared
         likely = uniform_indices(video.expected(segment), request.candidates)
@@ -54,6 +56,7 @@ class DecodedSegment(DecodedFrames):
                 continue
             self._way = way
             break
+        self._video.share(self._shared)
         self.decoded = self._video.newly_decoded()
         lost = self._video.damaged - damaged
         if not times and lost:
@@ -70,6 +73,8 @@ class DecodedSegment(DecodedFrames):
     def _collect(self, way: Way, likely: set[int], held_bytes: int) -> list[float]:
         """Decode the segment, and keep what fits: its times in seconds."""
         buffer = FrameBuffer(held_bytes, likely=likely)
+        from_us = self._segment.end_us if self._next_us is None else self._next_us
+        self._shared = SharedFrames(self._segment, from_us, held_bytes)
         preparer = FramePreparer(self._form)
         self._small, self._shape, times = {}, None, list[float]()
         for picture in way():
@@ -78,6 +83,7 @@ class DecodedSegment(DecodedFrames):
             if number in likely:
                 self._small[number] = preparer.prepare(self._shape.rgb(picture.frame))
             buffer.offer(number, picture.frame)
+            self._shared.offer(picture)
             times.append(picture.t_s)
         self._held = buffer.frames
         return times

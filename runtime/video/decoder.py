@@ -128,11 +128,12 @@ class VideoDecoder:
             self._end()
             self._process = start_decoder()
 
-    def candidates(self, path: Path, segment: Segment | None = None) -> Candidates:
+    def candidates(self, path: Path, segment: Segment | None = None, *, next_us: int | None = None) -> Candidates:
         """Decode the clip, or a segment of it, and return its candidate frames, prepared for the keyframe graph.
 
-        Segments of one file in a row open it once, and decode little else of it than themselves. Raises DataError
-        with a code of the list above; Stopped after ``interrupt``.
+        Segments of one file in a row open it once, and decode little else of it than themselves. ``next_us``: where the
+        next one begins, if before this one ends; frames that both show are then decoded once. Raises DataError with a
+        code of the list above; Stopped after ``interrupt``.
         """
         rule, form = self._rule, self._form
         if rule is None or form is None:
@@ -144,6 +145,7 @@ class VideoDecoder:
             held_bytes=self._limits.held_bytes,
             cpu_s=self._cpu_s,
             segment=(segment.start_us, segment.end_us) if segment else None,
+            next_us=next_us,
         )
         self._opened += 1
         self._name = f"{printable_path(path)}#{segment}" if segment else printable_path(path)

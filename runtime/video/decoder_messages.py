@@ -37,6 +37,7 @@ class OpenClip(Message, frozen=True):
     held_bytes: int  # decoded frames may be kept up to this
     cpu_s: int  # processor seconds that the clip may take
     segment: tuple[int, int] | None = None  # start and end in microseconds from the first frame; None: the whole file
+    next_us: int | None = None  # where the segment begins that is asked for next, if before this one's end
 
 
 class ReadFrames(Message, frozen=True):

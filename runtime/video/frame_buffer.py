@@ -22,15 +22,16 @@ class FrameBuffer:
         self._full = False
 
     def offer(self, index: int, frame: av.VideoFrame) -> None:
-        size = _frame_bytes(frame)
+        size = frame_bytes(frame)
         if not self._full and size > self._free_bytes:
             self._full = True
             for index_to_drop in self.frames.keys() - self._likely:
-                self._free_bytes += _frame_bytes(self.frames.pop(index_to_drop))
+                self._free_bytes += frame_bytes(self.frames.pop(index_to_drop))
         if size <= self._free_bytes and (not self._full or index in self._likely):
             self.frames[index] = frame
             self._free_bytes -= size
 
 
-def _frame_bytes(frame: av.VideoFrame) -> int:
+def frame_bytes(frame: av.VideoFrame) -> int:
+    """Return the memory that a frame takes."""
     return sum(plane.buffer_size for plane in frame.planes)

@@ -29,13 +29,14 @@ class FramesInOrder:
         self._frames = decoded_frames(self._container, self._stream)
         self._rate = float(self._stream.average_rate or USUAL_RATE)
         self._given_back: Picture | None = None
+        self._lost_before = 0  # damaged frames and packets between the last picture and the one before it
         self._base = self._stream.time_base or Fraction(0)
         self._usual_us = self._length_us = round(1e6 / self._rate)
         self._first = 0  # presentation time of the first frame
         self._latest = (0, 0.0)  # microseconds and seconds
         self._number = 0  # frames so far
         self.ended = False
-        self.position_us = -1  # time of the last frame that was taken
+        self.position_us = self._before_us = -1  # time of the last frame that was taken, and of the one before it
         self.decoded = 0
         self.damaged = 0
 
@@ -58,15 +59,21 @@ class FramesInOrder:
 
     def _next(self) -> Picture | None:
         """The next frame; None after the last."""
-        picture, self._given_back = self._given_back or self._decode(), None
+        if self._given_back is None:
+            before = self.damaged
+            picture = self._decode()
+            self._lost_before = self.damaged - before
+        else:
+            picture, self._given_back = self._given_back, None
+            self.damaged += self._lost_before  # they may have been frames of this segment too
         if picture is not None:
-            self.position_us = picture.t_us
+            self._before_us, self.position_us = self.position_us, picture.t_us
         return picture
 
     def _give_back(self, picture: Picture) -> None:
         """Let ``_next`` return this frame once more."""
         self._given_back = picture
-        self.position_us = picture.t_us - 1
+        self.position_us = self._before_us
 
     def _decode(self) -> Picture | None:
         for frame in self._frames:

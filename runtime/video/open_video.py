@@ -18,6 +18,7 @@ from ..clip_records import FrameTimes, Segment
 from .frames_from_key import FramesFromKey, NotAsIndexed
 from .frames_in_order import FramesInOrder, Picture
 from .packet_index import PacketIndex, Ticks
+from .shared_frames import SharedFrames, no_frames
 from .video_file import VideoFile
 
 MOST_FAILURES = 4  # of decoding from a key frame, in one file; after that it is decoded from its beginning
@@ -45,6 +46,7 @@ class OpenVideo:
         self._from_key: FramesFromKey | None = None
         self._closed = (0, 0)  # frames decoded, and damaged, by decoders that are closed
         self._counted = 0
+        self._shared: SharedFrames | None = None
         if self._index.usable:
             self._from_key = FramesFromKey(self._file, self._index)
             self._set_first(self._from_key)
@@ -81,8 +83,19 @@ class OpenVideo:
             return len(self._index.shown_in(segment))
         return round(min(segment.end_s - segment.start_s, len(self._index) / self._index.rate) * self._index.rate)
 
+    def share(self, frames: SharedFrames | None) -> None:
+        """Keep these frames for the segment that comes next, instead of those kept before."""
+        self._shared = frames
+
     def ways(self, segment: Segment) -> list[Way]:
         """Ways to the segment's frames, the shortest first. All but the last may raise NotAsIndexed at any frame."""
+        shared = self._shared
+        if shared is None or (rest := shared.rest_of(segment)) is None:
+            return self._all_decoded(segment)
+        is_empty = self._index.usable and not len(self._index.shown_in(rest))
+        return [shared.before(way, segment) for way in ([no_frames] if is_empty else self._all_decoded(rest))]
+
+    def _all_decoded(self, segment: Segment) -> list[Way]:
         ways: list[Way] = []
         if self._index.usable:
             wanted = self._index.shown_in(segment)
@@ -107,7 +120,7 @@ class OpenVideo:
         for each in self._decoders:
             self._closed = (self._closed[0] + each.decoded, self._closed[1] + each.damaged)
             each.close()
-        self._in_order = self._from_key = None
+        self._in_order = self._from_key = self._shared = None
 
     @property
     def _decoders(self) -> list[FramesInOrder | FramesFromKey]:
