@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent.predict import Prediction as Prediction
+    from .agent.timeline.events import Timeline as Timeline
+    from .agent.timeline.events import TimelineEvent as TimelineEvent
     from .agent.training.own_head import Head as Head
     from .api.bundles import Bundle as Bundle
     from .api.bundles import export_bundle as export_bundle
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from .api.silos import Silos as Silos
     from .api.silos import Split as Split
     from .api.silos import split as split
+    from .api.timelines import timeline as timeline
     from .api.training import simulate as simulate
     from .api.training import train as train
     from .base.errors import FlamestError as FlamestError
@@ -66,6 +69,8 @@ _HOMES = {  # the module of each name that is offered
     "Silos": "api.silos",
     "Split": "api.silos",
     "Strategy": "fedproto.records",
+    "Timeline": "agent.timeline.events",
+    "TimelineEvent": "agent.timeline.events",
     "TrainOptions": "api.options",
     "export_bundle": "api.bundles",
     "import_labels": "api.labels",
@@ -75,6 +80,7 @@ _HOMES = {  # the module of each name that is offered
     "predict": "api.bundles",
     "simulate": "api.training",
     "split": "api.silos",
+    "timeline": "api.timelines",
     "train": "api.training",
 }
 __all__ = [
@@ -93,6 +99,8 @@ __all__ = [
     "Silos",
     "Split",
     "Strategy",
+    "Timeline",
+    "TimelineEvent",
     "TrainOptions",
     "export_bundle",
     "import_labels",
@@ -102,6 +110,7 @@ __all__ = [
     "predict",
     "simulate",
     "split",
+    "timeline",
     "train",
 ]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..fedproto.calibration import is_known, probabilities
+from ..fedproto.calibration import is_known, known_scores, probabilities
 from ..fedproto.model_file import ModelFile
 from .training.trainer import HeadTrainer
 
@@ -44,6 +45,19 @@ class Answers:
         if self.threshold is not None:
             return bool(probability.max() >= self.threshold)
         return bool(is_known(probability[None], self.model.calibration)[0])
+
+    def doubt(self, probability: npt.NDArray[Any]) -> float:
+        """Return how far the likeliest label is from being likely enough, nats: above 0 the answer is ``unknown``.
+
+        -inf where it never is.
+        """
+        if self.threshold is not None:
+            return math.log(self.threshold / max(float(probability.max()), 1e-300)) if self.threshold > 0 else -math.inf
+        calibration = self.model.calibration
+        if calibration is None:
+            return -math.inf
+        score = float(known_scores(probability[None], calibration.softening)[0])
+        return calibration.thresholds[int(probability.argmax())] - score
 
     def labels(self, probability: npt.NDArray[Any]) -> tuple[LabelProbability, ...]:
         """Return the likeliest labels of ``probability``, float64 [classes], the most probable first."""

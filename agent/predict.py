@@ -14,6 +14,7 @@ from ..base.files import FileStamp
 from ..fedproto.model_file import ModelFile, read_model
 from ..runtime.autotune.selection import AutotuneRequest, autotune_backends
 from ..runtime.backends.opening import GraphPlacement, OpeningOptions
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.signature import TrustedKeys
 from ..runtime.clip_records import Clip, Segment, clip_identity
 from ..runtime.extractor import open_extractor
@@ -71,22 +72,12 @@ def predict_videos(
     """
     opening = opening or OpeningOptions()
     named = [video if isinstance(video, NamedVideo) else NamedVideo(video) for video in videos]
-    if opening.backend_options.autotune:
-        question = AutotuneRequest(bundle, threads=opening.threads, trusted=trusted)
-        choice = autotune_backends(question, _readable(named), notice=opening.notice)
-        opening.notice(choice.line)
-        opening = replace(opening, backend_options=choice.backend_options)
+    opening = tuned_opening(opening, bundle, named, trusted)
     read = model if isinstance(model, ModelFile) else read_model(model)
     answers = Answers(read, top=top, threshold=threshold, threads=opening.threads)
     with open_extractor(bundle, opening=opening, trusted=trusted) as extractor:
         on_open(tuple(extractor.placements.values()))
-        if read.fingerprint != extractor.manifest.fingerprint:
-            raise DataError(
-                f"{'the model' if read is model else model} was trained on features of bundle {read.fingerprint[:12]}, "
-                f"{bundle} is {extractor.manifest.fingerprint[:12]}",
-                fix="use the bundle that the run's features were extracted with",
-                code="other_bundle",
-            )
+        check_bundle(read, None if read is model else model, extractor.manifest, bundle)
         files = _HashedFiles()
         for video in named:
             try:
@@ -104,6 +95,32 @@ def predict_videos(
                 warnings=features.warnings,
                 known=answers.is_known(probability),
             )
+
+
+def tuned_opening(
+    opening: OpeningOptions, bundle: Path, videos: Sequence[NamedVideo], trusted: TrustedKeys
+) -> OpeningOptions:
+    """Return the options with the backends that are fastest on these videos, where they ask to measure that."""
+    if not opening.backend_options.autotune:
+        return opening
+    question = AutotuneRequest(bundle, threads=opening.threads, trusted=trusted)
+    choice = autotune_backends(question, _readable(videos), notice=opening.notice)
+    opening.notice(choice.line)
+    return replace(opening, backend_options=choice.backend_options)
+
+
+def check_bundle(read: ModelFile, model: object, manifest: Manifest, bundle: Path) -> None:
+    """Raise DataError (``other_bundle``) unless the model was trained on features of this bundle.
+
+    ``model``: its file, for the message; None where it has none.
+    """
+    if read.fingerprint != manifest.fingerprint:
+        raise DataError(
+            f"{'the model' if model is None else model} was trained on features of bundle {read.fingerprint[:12]}, "
+            f"{bundle} is {manifest.fingerprint[:12]}",
+            fix="use the bundle that the run's features were extracted with",
+            code="other_bundle",
+        )
 
 
 class _HashedFiles:

@@ -174,7 +174,7 @@ def predict(
     top = whole_number("top", top, least=1, like=5)
     files, unusable = _video_files([videos] if isinstance(videos, str | os.PathLike) else videos, segments)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(path_of("bundle", bundle, like="bundle='miniworld'"))
-    used = _model(model)
+    used = model_of(model)
     found = predict_videos(opened.path, used.file(), files, top=top, threshold=threshold)
     if not progress:
         return [*found, *unusable]
@@ -234,7 +234,8 @@ def export_bundle(
     return open_bundle(out)
 
 
-def _model(given: Model | Run | PathLike) -> Model:
+def model_of(given: Model | Run | PathLike) -> Model:
+    """Return the model that was given, as itself, by the run that made it, or by its file."""
     if isinstance(given, Run):
         return given.model
     return given if isinstance(given, Model) else load_model(path_of("model", given, like="model=run.model"))

@@ -84,3 +84,20 @@ class _Lines:
 
     def describe(self, text: str) -> None:
         print(f"{self._title}: {text}", file=sys.stderr)
+
+
+class BarPerPart(contextlib.ExitStack):
+    """A bar for each part of the work, one after the other; none unless ``shown``."""
+
+    def __init__(self, *, unit: str, shown: bool = True) -> None:
+        super().__init__()
+        self._unit, self._shown = unit, shown
+        self._bar: Progress = NoProgress()
+
+    def begin(self, title: str, total: int) -> None:
+        """End the bar of the part before, and show one for this part."""
+        self.close()
+        self._bar = self.enter_context(progress_bar(title, total, unit=self._unit)) if self._shown else NoProgress()
+
+    def advance(self) -> None:
+        self._bar.advance()

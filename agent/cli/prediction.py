@@ -15,13 +15,16 @@ from . import AGENT, ConfigOption, DirOption
 from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, notice, show_placements
 from .own_settings import BundleOption, ModelOption, model_in_use, own_settings
 from .prediction_output import csv_header, csv_lines, prediction_entry, prediction_lines
+from .timelines import PredictWith, Shown, show_timelines
 
 if TYPE_CHECKING:
     from ...base.errors import DataError
     from ...base.place import Place
+    from ...runtime.backends.opening import GraphPlacement
+    from ...runtime.backends.options import BackendOptions
     from ...runtime.bundle.signature import TrustedKeys
-    from ..named_videos import NamedVideo
     from ..predict import Prediction
+    from ..timeline.windows import WindowPlan
 
 
 @command
@@ -52,6 +55,31 @@ def predict(
             "own thresholds decide, if it has any.",
         ),
     ] = None,
+    timeline: Annotated[
+        bool,
+        typer.Option(
+            "--timeline",
+            help="Of each video the actions in it, with start and end: for videos longer than one action.",
+        ),
+    ] = False,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            "--window",
+            metavar="SECONDS",
+            help="With --timeline: the length of the parts that are answered, by default 2; at most that of the clips "
+            "that the model was trained on.",
+        ),
+    ] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option(
+            "--stride",
+            metavar="SECONDS",
+            help="With --timeline: how far each part begins after the one before, by default half a window. Smaller "
+            "finds starts and ends more closely, and takes more time.",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
@@ -70,9 +98,11 @@ def predict(
     read is shown with the reason and the others follow; exit code 65 when none could be read.
     The answer is unknown where the model is not sure enough: by thresholds that were measured on held-out clips, or by
     --threshold P. The likeliest labels are shown all the same.
+    With --timeline a long video becomes a list of actions: overlapping windows are answered and smoothed over time; a
+    stretch that shows no action of the model is unknown, one that cannot be read is shown with the reason.
     """
     from ...base.errors import UsageError
-    from ...runtime.backends.opening import GraphPlacement, OpeningOptions
+    from ...runtime.backends.opening import OpeningOptions
     from ...runtime.backends.options import parse_backend_options
     from ...runtime.bundle.packaged import resolve_bundle
     from ...runtime.bundle.signature import read_trusted_keys
@@ -81,6 +111,7 @@ def predict(
 
     if as_csv and as_json:
         raise UsageError("--csv and --json: expected one of them", fix="leave one out")
+    plan = _window_plan(window, stride, timeline=timeline, segments=segments)
     if segments:
         _require_folder(videos)
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
@@ -90,6 +121,10 @@ def predict(
         bundle, model, own = _of_settings(AGENT.place(config, folder), bundle, model)
         trusted = (*trusted, *own)
     placements: list[GraphPlacement] = []
+    if plan is not None:
+        given = PredictWith(resolve_bundle(bundle), model, top, threshold, opening, trusted)
+        entries, files = show_timelines(given, videos, plan, Shown(as_csv, as_json), placements.extend)
+        return _ended("timelines", entries, placements, Shown(as_csv, as_json), backend_options, files=files)
     found, unusable = find_videos(videos, segments=segments)
     problems = [Prediction(each.path, reason=each.reason) for each in unusable]
     predicted: Iterator[Prediction] = iter(())
@@ -111,17 +146,46 @@ def predict(
         predictions.append(prediction_entry(prediction))
         for line in csv_lines(prediction, top) if as_csv else () if as_json else prediction_lines(prediction):
             say(line)
-    unread = sum("reason" in entry for entry in predictions)
-    as_text = not (as_json or as_csv)
-    if as_text and unread < len(predictions):
+    shown = Shown(as_csv, as_json)
+    files = sum(video.path.exists() for video in found)
+    return _ended("predictions", predictions, placements, shown, backend_options, files=files, named=len(found))
+
+
+def _ended(
+    what: str,
+    entries: list[dict[str, Any]],
+    placements: Sequence[GraphPlacement],
+    shown: Shown,
+    backend_options: BackendOptions,
+    *,
+    files: int,
+    named: int = 1,
+) -> dict[str, Any]:
+    """Return the command's result, and say how many videos were read. Ends with exit code 65 when none was."""
+    unread = sum("reason" in entry for entry in entries)
+    if shown.as_text and unread < len(entries):
         show_placements(placements, backend_options)
-    if as_text and unread and len(predictions) > 1:
-        say(f"{len(predictions) - unread} of {len(predictions)} videos read, {unread} could not be")
+    if shown.as_text and unread and len(entries) > 1:
+        say(f"{len(entries) - unread} of {len(entries)} videos read, {unread} could not be")
     backends = {placement.graph: placement.as_json() for placement in placements}
-    result = {"predictions": predictions, "backends": backends, "unread": unread}
-    if unread == len(predictions):
-        end_with(_nothing_read(unread, found), result, as_json=as_json)
+    result = {what: entries, "backends": backends, "unread": unread}
+    if unread == len(entries):
+        end_with(_nothing_read(unread, files, named), result, as_json=shown.as_json)
     return result
+
+
+def _window_plan(window: float | None, stride: float | None, *, timeline: bool, segments: bool) -> WindowPlan | None:
+    """Return the windows of ``--timeline``, None without it. Raises UsageError for options that do not fit."""
+    from ...base.errors import UsageError
+    from ..timeline.windows import window_plan
+
+    if not timeline:
+        if window is not None or stride is not None:
+            raise UsageError("--window and --stride are for --timeline", fix="add --timeline")
+        return None
+    if segments:
+        raise UsageError("--timeline and --segments: expected one of them", fix="leave --segments out")
+    return window_plan(window, stride)
 
 
 def _require_folder(videos: Sequence[Path]) -> None:
@@ -135,20 +199,17 @@ def _require_folder(videos: Sequence[Path]) -> None:
         )
 
 
-def _nothing_read(unread: int, found: Sequence[NamedVideo]) -> DataError:
+def _nothing_read(unread: int, files: int, named: int) -> DataError:
     from ...base.errors import DataError
 
+    fix = "check the path: there is no such file" if named else "give video files, or folders that hold some"
+    if files:
+        fix = "the reasons are above; flamest-agent doctor shows if this machine can decode video"
     return DataError(
         "the video could not be read" if unread == 1 else f"none of the {unread} videos could be read",
-        fix=_fix_of_unread(found),
+        fix=fix,
         code="all_clips_failed",
     )
-
-
-def _fix_of_unread(found: Sequence[NamedVideo]) -> str:
-    if any(video.path.exists() for video in found):
-        return "the reasons are above; flamest-agent doctor shows if this machine can decode video"
-    return "check the path: there is no such file" if found else "give video files, or folders that hold some"
 
 
 def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple[Path, Path, TrustedKeys]:

@@ -41,7 +41,7 @@ def prediction_lines(prediction: Prediction) -> list[str]:
 def csv_header(top: int) -> str:
     """Return the first line of --csv, for so many labels."""
     labels = [f"{name}_{number}" for number in range(1, top + 1) for name in ("label", "probability")]
-    return _csv_line(["video", "start_s", "end_s", "answer", *labels, "caption", "warnings", "reason"])
+    return csv_line(["video", "start_s", "end_s", "answer", *labels, "caption", "warnings", "reason"])
 
 
 def csv_lines(prediction: Prediction, top: int) -> list[str]:
@@ -51,7 +51,7 @@ def csv_lines(prediction: Prediction, top: int) -> list[str]:
     cells += [""] * (2 * top - len(cells))
     warnings = "; ".join(prediction.warnings)
     ends = [prediction.caption, warnings, prediction.reason]
-    return [_csv_line([prediction.video, times["start_s"], times["end_s"], prediction.answer, *cells, *ends])]
+    return [csv_line([prediction.video, times["start_s"], times["end_s"], prediction.answer, *cells, *ends])]
 
 
 def _labels(labels: Sequence[LabelProbability]) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def _times(part: Segment | None) -> dict[str, float | None]:
     return {"start_s": None if part is None else part.start_s, "end_s": None if part is None else part.end_s}
 
 
-def _csv_line(cells: Sequence[object]) -> str:
+def csv_line(cells: Sequence[object]) -> str:
     """Return the cells as a line of RFC 4180 without its end."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow("" if cell is None else printable(str(cell)) for cell in cells)

@@ -15,8 +15,8 @@ from .decoder_messages import OpenClip
 from .frame_buffer import FrameBuffer
 from .frames_from_key import NotAsIndexed
 from .open_video import OpenVideo, Way
+from .overlap_frames import OverlapFrames
 from .preprocessing import FrameInput, FramePreparer, Frames
-from .shared_frames import SharedFrames
 from .video_file import FrameShape
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class DecodedSegment(DecodedFrames):
         """Decode the segment, and keep what fits: its times in seconds."""
         buffer = FrameBuffer(held_bytes, likely=likely)
         from_us = self._segment.end_us if self._next_us is None else self._next_us
-        self._shared = SharedFrames(self._segment, from_us, held_bytes)
+        self._shared = OverlapFrames(self._segment, from_us, held_bytes)
         preparer = FramePreparer(self._form)
         self._small, self._shape, times = {}, None, list[float]()
         for picture in way():

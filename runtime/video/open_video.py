@@ -17,8 +17,8 @@ from ...base.errors import DataError
 from ..clip_records import FrameTimes, Segment
 from .frames_from_key import FramesFromKey, NotAsIndexed
 from .frames_in_order import FramesInOrder, Picture
+from .overlap_frames import OverlapFrames, no_frames
 from .packet_index import PacketIndex, Ticks
-from .shared_frames import SharedFrames, no_frames
 from .video_file import VideoFile
 
 MOST_FAILURES = 4  # of decoding from a key frame, in one file; after that it is decoded from its beginning
@@ -46,7 +46,7 @@ class OpenVideo:
         self._from_key: FramesFromKey | None = None
         self._closed = (0, 0)  # frames decoded, and damaged, by decoders that are closed
         self._counted = 0
-        self._shared: SharedFrames | None = None
+        self._shared: OverlapFrames | None = None
         if self._index.usable:
             self._from_key = FramesFromKey(self._file, self._index)
             self._set_first(self._from_key)
@@ -83,7 +83,7 @@ class OpenVideo:
             return len(self._index.shown_in(segment))
         return round(min(segment.end_s - segment.start_s, len(self._index) / self._index.rate) * self._index.rate)
 
-    def share(self, frames: SharedFrames | None) -> None:
+    def share(self, frames: OverlapFrames | None) -> None:
         """Keep these frames for the segment that comes next, instead of those kept before."""
         self._shared = frames
 

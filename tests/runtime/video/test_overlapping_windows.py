@@ -13,7 +13,7 @@ from flamest.runtime.video.decoder import DecodeLimits, VideoDecoder
 from flamest.runtime.video.decoder_messages import OpenClip
 from flamest.runtime.video.frame_buffer import frame_bytes
 from flamest.runtime.video.open_video import OpenVideo
-from flamest.runtime.video.shared_frames import SharedFrames
+from flamest.runtime.video.overlap_frames import OverlapFrames
 
 LIMIT, HELD = 1 << 22, 256 << 20
 
@@ -105,7 +105,7 @@ def test_shared_frames_stay_within_their_bytes_however_many_are_offered(folder):
         pictures = list(video.ways(Segment(0, 3_600_000))[0]())
         size = frame_bytes(pictures[0].frame)
         for fitting in (0, 10, len(pictures)):
-            shared = SharedFrames(Segment(0, 3_600_000), 0, fitting * size)
+            shared = OverlapFrames(Segment(0, 3_600_000), 0, fitting * size)
             for picture in pictures:
                 shared.offer(picture)
                 assert len(shared._pictures) <= fitting

@@ -1,7 +1,8 @@
-"""Frames at the end of a segment that the next one, which begins before it ends, shows too. In the decoder process only.
+"""Frames at the end of a segment that the next one, which begins before it ends, shows too.
 
 Overlapping windows over a long video are asked for in order. With these frames each is decoded once, not once for every
 window, and the decoder need not go back: in a video with one key frame it would go back to the beginning each time.
+Runs in the decoder process only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .open_video import Way
 
 
-class SharedFrames:
+class OverlapFrames:
     """The frames of ``segment`` from ``from_us`` on; none, where they are more than ``most_bytes``."""
 
     def __init__(self, segment: Segment, from_us: int, most_bytes: int) -> None:
@@ -35,7 +36,7 @@ class SharedFrames:
             self._pictures = []
 
     def rest_of(self, segment: Segment) -> Segment | None:
-        """Return the part of ``segment`` that is still to be decoded after these frames; None where they do not help."""
+        """Return the part of ``segment`` that is still to be decoded; None where these frames do not help."""
         own = self._segment
         if not self._pictures or not self._from_us <= segment.start_us < own.end_us < segment.end_us:
             return None

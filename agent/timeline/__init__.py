@@ -1,0 +1,1 @@
+"""A long video as a timeline of actions: windows, answers for them smoothed over time, spans."""
