@@ -13,6 +13,7 @@ from ...base.console import command, end_with, say
 from ...base.options import JsonOption, ThreadsOption, TrustedKeyOption
 from . import AGENT, ConfigOption, DirOption
 from .backend_options import BackendOption, PredictPrecisionOption, RequireOption, notice, show_placements
+from .following import check_follow_options, record_path, run_follow
 from .own_settings import BundleOption, ModelOption, model_in_use, own_settings
 from .prediction_output import csv_header, csv_lines, prediction_entry, prediction_lines
 from .timelines import PredictWith, Shown, show_timelines
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 @AGENT.errors_name_the_place
 def predict(
     videos: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Video files, segments of them as VIDEO#t=START,END in seconds, and folders.", metavar="VIDEO…"
         ),
-    ],
+    ] = None,
     segments: Annotated[
         bool, typer.Option("--segments", help="Of folders the clips that their labels.csv lists, not all files.")
     ] = False,
@@ -80,6 +81,39 @@ def predict(
             "finds starts and ends more closely, and takes more time.",
         ),
     ] = None,
+    follow: Annotated[
+        Path | None,
+        typer.Option(
+            "--follow",
+            metavar="DIR",
+            help="Run on: answer every video that is in DIR or comes into it, as --timeline does, with a JSON line for "
+            "each event.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="With --follow: append the lines to FILE, instead of stdout."),
+    ] = None,
+    answered: Annotated[
+        Path | None,
+        typer.Option(
+            "--answered",
+            metavar="FILE",
+            help="With --follow: remembers which videos were answered; by default in the state folder of agent.toml, "
+            "or next to --out.",
+        ),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every",
+            metavar="SECONDS",
+            min=0.2,
+            max=3600.0,
+            help="With --follow: from one look at DIR to the next, by default 5. A file that did not change from one "
+            "to the next is finished.",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     trusted_key: TrustedKeyOption = None,
     backend: BackendOption = None,
@@ -100,6 +134,8 @@ def predict(
     --threshold P. The likeliest labels are shown all the same.
     With --timeline a long video becomes a list of actions: overlapping windows are answered and smoothed over time; a
     stretch that shows no action of the model is unknown, one that cannot be read is shown with the reason.
+    With --follow it is a daemon: it answers every video once, known by its content, also after a crash; uses the newest
+    model whenever the daemon of this silo has adopted one; and ends with exit code 0 at SIGTERM.
     """
     from ...base.errors import UsageError
     from ...runtime.backends.opening import OpeningOptions
@@ -111,16 +147,27 @@ def predict(
 
     if as_csv and as_json:
         raise UsageError("--csv and --json: expected one of them", fix="leave one out")
-    plan = _window_plan(window, stride, timeline=timeline, segments=segments)
+    check_follow_options(
+        follow,
+        videos,
+        other={"--timeline": timeline, "--segments": segments, "--csv": as_csv},
+        own={"--out": out, "--answered": answered, "--every": every},
+    )
+    videos = videos or []
+    plan = _window_plan(window, stride, timeline=timeline or follow is not None, segments=segments)
     if segments:
         _require_folder(videos)
     backend_options = parse_backend_options(backend or (), require=require_backend, precision=precision)
     opening = OpeningOptions(backend_options, threads, notice=notice)
     trusted = read_trusted_keys(trusted_key or (), where="--trusted-key")
     if bundle is None or model is None:
-        bundle, model, own = _of_settings(AGENT.place(config, folder), bundle, model)
+        bundle, model, own = _of_settings(AGENT.place(config, folder), bundle, model, may_wait=follow is not None)
         trusted = (*trusted, *own)
     placements: list[GraphPlacement] = []
+    if follow is not None and plan is not None:
+        given = PredictWith(resolve_bundle(bundle), model, top, threshold, opening, trusted)
+        record = record_path(AGENT.place(config, folder), answered, out)
+        return run_follow(follow, given, backend_options, plan, record=record, out=out, every_s=every or 5.0)
     if plan is not None:
         given = PredictWith(resolve_bundle(bundle), model, top, threshold, opening, trusted)
         entries, files = show_timelines(given, videos, plan, Shown(as_csv, as_json), placements.extend)
@@ -212,13 +259,19 @@ def _nothing_read(unread: int, files: int, named: int) -> DataError:
     )
 
 
-def _of_settings(place: Place, bundle: Path | None, model: Path | None) -> tuple[Path, Path, TrustedKeys]:
-    """Return bundle, model and trusted keys, those that were not given from the silo's settings."""
+def _of_settings(
+    place: Place, bundle: Path | None, model: Path | None, *, may_wait: bool
+) -> tuple[Path, Path, TrustedKeys]:
+    """Return bundle, model and trusted keys, those that were not given from the silo's settings.
+
+    ``may_wait``: the model need not be there yet.
+    """
     from ...base.errors import SettingsError
+    from ..end_of_run import FINAL_MODEL
 
     options = (("--bundle DIR", bundle), ("--model MODEL.safetensors", model))
     settings = own_settings(place, *(option for option, given in options if given is None))
     bundle = bundle or settings.bundle
     if bundle is None:
         raise SettingsError(f"{place.path} names no bundle", fix="set bundle in it, or give --bundle DIR")
-    return bundle, model or model_in_use(settings), settings.trust()
+    return bundle, model or (settings.state / FINAL_MODEL if may_wait else model_in_use(settings)), settings.trust()

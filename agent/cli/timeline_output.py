@@ -10,28 +10,13 @@ if TYPE_CHECKING:
     from ..timeline.events import Timeline, TimelineEvent
 
 
-def event_entry(event: TimelineEvent) -> dict[str, Any]:
-    """Return an event for --json, and for the lines of ``predict --follow``; times in seconds."""
-    entry = {
-        "start": event.start_s,
-        "end": event.end_s,
-        "label": event.label or None,
-        "probability": event.probability if event.label else None,
-        "unknown": event.unknown,
-        "labels": [{"label": item.label, "probability": item.probability} for item in event.labels],
-        "windows": event.windows,
-        "warnings": list(event.warnings),
-    }
-    return {**entry, "reason": event.reason} if event.reason else entry
-
-
 def timeline_entry(timeline: Timeline) -> dict[str, Any]:
     """Return a video's timeline for --json."""
     entry = {
         "video": str(timeline.video),
         "length_s": timeline.length_s,
         "windows": timeline.windows,
-        "events": [event_entry(event) for event in timeline.events],
+        "events": [event.as_json() for event in timeline.events],
     }
     return {**entry, "reason": timeline.reason} if timeline.reason else entry
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictWith:
-    """Everything that predictions are made with."""
+    """Bundle, model and settings of predictions."""
 
     bundle: Path
     model: Path
@@ -32,7 +32,7 @@ class PredictWith:
 
 @dataclass(frozen=True)
 class Shown:
-    """How a command's results are shown."""
+    """Form of a command's output."""
 
     as_csv: bool
     as_json: bool

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,20 @@ class TimelineEvent:
     def unknown(self) -> bool:
         """True where no label is likely enough, or the stretch could not be read."""
         return self.label in ("", UNKNOWN)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the event as commands print it; times in seconds."""
+        entry = {
+            "start": self.start_s,
+            "end": self.end_s,
+            "label": self.label or None,
+            "probability": self.probability if self.label else None,
+            "unknown": self.unknown,
+            "labels": [{"label": item.label, "probability": item.probability} for item in self.labels],
+            "windows": self.windows,
+            "warnings": list(self.warnings),
+        }
+        return {**entry, "reason": self.reason} if self.reason else entry
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Smoothing:
 class Smoother:
     """The best sequence of states, window by window. ``share``: of a window that the one before does not show.
 
-    Windows that overlap are not independent: each counts for what it shows anew, by ``share``.
+    Windows that overlap are not independent: each counts for what the one before does not show, by ``share``.
     """
 
     def __init__(self, states: int, settings: Smoothing, *, stride_s: float, share: float) -> None:

@@ -14,7 +14,8 @@ from .decoded_frames import DecodedFrames, Survey
 from .decoder_messages import OpenClip
 from .frame_buffer import FrameBuffer
 from .frames_from_key import NotAsIndexed
-from .open_video import OpenVideo, Way
+from .frames_in_order import Way
+from .open_video import OpenVideo
 from .overlap_frames import OverlapFrames
 from .preprocessing import FrameInput, FramePreparer, Frames
 from .video_file import FrameShape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,9 @@ class Picture(NamedTuple):
     t_us: int  # microseconds from the video's first frame
     t_s: float  # the same in seconds, not rounded
     frame: av.VideoFrame
+
+
+Way = Callable[[], Iterator[Picture]]  # to a segment's frames, in the order in which they are shown
 
 
 class FramesInOrder:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TypeVar
 
 from ...base.errors import DataError
 from ..clip_records import FrameTimes, Segment
 from .frames_from_key import FramesFromKey, NotAsIndexed
-from .frames_in_order import FramesInOrder, Picture
+from .frames_in_order import FramesInOrder, Picture, Way
 from .overlap_frames import OverlapFrames, no_frames
 from .packet_index import PacketIndex, Ticks
 from .video_file import VideoFile
@@ -25,7 +25,6 @@ MOST_FAILURES = 4  # of decoding from a key frame, in one file; after that it is
 CORRECT_THE_ROW = "correct start_s and end_s of this row in labels.csv"
 
 T = TypeVar("T")
-Way = Callable[[], Iterator[Picture]]  # the segment's frames in the order in which they are shown
 
 
 class OpenVideo:

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ..clip_records import Segment
 from .frame_buffer import frame_bytes
-from .frames_in_order import Picture
-
-if TYPE_CHECKING:
-    from .open_video import Way
+from .frames_in_order import Picture, Way
 
 
 class OverlapFrames:
