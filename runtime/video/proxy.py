@@ -17,7 +17,8 @@ import numpy as np
 from ..clip_records import Segment
 from .decoder import DecodeLimits, VideoDecoder
 from .frames_from_key import NotAsIndexed
-from .open_video import OpenVideo, Way
+from .frames_in_order import Way
+from .open_video import OpenVideo
 from .video_file import FrameShape
 
 if TYPE_CHECKING:
