@@ -19,6 +19,7 @@ from ..fedproto.codecs import more_exact
 from ..fedproto.records import GlobalModel, Phase, RunSettings, TaskStatus, Update
 from .client import ClientStopped, CoordinatorClient, DuplicateIdentity, RunChanged, StaleUpdate
 from .config_check import embedding_problem
+from .drift import DriftWatch
 from .egress.evaluation_noise import noise_secret
 from .egress.guard import EgressGuard
 from .egress.pending_update import PendingUpdate
@@ -95,6 +96,7 @@ class _Daemon:
         first = AgentStatus(pid=os.getpid(), silo=silo, since=utc_text(), **model_in_use(settings.state))
         self._notes = StatusNotes(settings.state, first)
         self._new_clips = NewClips(settings, worker, self._notes)
+        self._drift = DriftWatch(settings.store, settings.precision, settings.state, settings.work.rescan_s)
 
     def serve(self, *, once: bool) -> AgentStatus:
         settings = self._settings
@@ -190,6 +192,7 @@ class _Daemon:
                 not self._aside.show(run, self._notes) and self._notes.status.doing not in NOT_SENT
             ):  # the reason why nothing was sent stays until the next round
                 self._notes.set_state("waiting")
+            self._drift.look_if_due(self._worker, self._notes)
             self._worker.rest()
             self._shutdown.wait(task.poll_after_s)
             self._new_clips.extract_if_due()

@@ -63,6 +63,7 @@ class AgentStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gain: dict[str, int | float] = {}  # of the final model over the own one: gain, low, high (of 1), clips, groups
     adopted_run: str = ""  # that the model in use is from
     adopted_round: int = 0
+    drift: dict[str, int | float | str] = {}  # as agent/drift.py has it: new clips since the last training, p, found
     sent_bytes: int = 0  # since the daemon started
     received_bytes: int = 0
     epsilon_spent: float | None = None  # record-dp: over all runs; None without

@@ -92,7 +92,7 @@ def train_round(source: DataSource, work: RoundWork) -> RoundOutcome:
             None, None, len(data.train), held_out, ignored, math.nan, None, refused=refused, left_out=left_out
         )
     evaluation = reported_evaluation(trainer, model.params, data, policy, source.secret)
-    note_trained(work.state, run.run, run.sha256, data.rows.identities)
+    note_trained(work.state, run.run, run.sha256, data.rows.identities, fingerprint=run.fingerprint, stored=data.stored)
     encoded = None
     if carries_correction(run.strategy) or work.codec != "fp32":
         trained, encoded = _train_with_state(trainer, work, data.train)

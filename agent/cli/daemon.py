@@ -171,6 +171,7 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, config: Path, *,
     import msgspec
 
     from ...fedproto.tls import WARN_DAYS
+    from ..drift import ADVICE, Drift
     from ..status import renewal_fix
     from ..training.gain import Gain
 
@@ -228,6 +229,9 @@ def _status_lines(status: AgentStatus, settings: AgentSettings, config: Path, *,
             )
         else:
             lines.append("  what joining has gained on this silo's own clips: flamest-agent evaluate")
+    if status.drift:
+        drift = msgspec.convert(status.drift, Drift)
+        lines += [line for line in (drift.text, f"  {ADVICE}" if drift.found else "") if line]
     for where, graphs in status.graphs_by_place().items():
         lines.append(f"last extraction: {', '.join(graphs)} on {where}")
     return lines

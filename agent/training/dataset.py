@@ -41,6 +41,7 @@ class SiloData:
     ignored: int  # clips without a label, or with one that the run does not know
     rows: SideRows = SideRows()
     held_out_rows: SideRows = SideRows()
+    stored: tuple[str, ...] = ()  # identities of all clips of the store, whether or not they can be used
 
     def without_rare_classes(self, least: int) -> SiloData:
         """Return the data without clips to train on of classes with fewer than ``least`` of them.
@@ -99,7 +100,8 @@ def silo_data(
         train, held_out = hold_out_groups(joined, hold_out, seed, labels=names)
     every = SideRows(tuple(kept), tuple(joined), tuple(stored.clips[row] for row in kept))
     trained = table.rows(train) if len(held_out) else table
-    return SiloData(trained, table.rows(held_out), ignored, every.rows(train.tolist()), every.rows(held_out.tolist()))
+    sides = every.rows(train.tolist()), every.rows(held_out.tolist())
+    return SiloData(trained, table.rows(held_out), ignored, *sides, tuple(stored.clips))
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,7 +151,9 @@ def fill(path, first: int, last: int) -> None:
 
 
 def work(tmp_path, number: int, counted: int, start: GlobalModel) -> RoundWork:
-    return RoundWork(RUN, "anna", GlobalModel(number, start.params, start.sha256), counted, tmp_path / "state", FEW)
+    state = tmp_path / "state"
+    state.mkdir(exist_ok=True)
+    return RoundWork(RUN, "anna", GlobalModel(number, start.params, start.sha256), counted, state, FEW)
 
 
 def expected_rounds(source, start: GlobalModel, numbers: list[int]) -> list[str]:
@@ -195,7 +197,7 @@ def test_a_crash_after_training_gives_the_same_update_despite_new_clips(tmp_path
 
 
 def test_a_state_that_cannot_be_saved_ends_the_round(tmp_path, source):
-    (tmp_path / "state").mkdir()
+    (tmp_path / "state").mkdir(exist_ok=True)
     (tmp_path / "state" / "feddyn").write_text("in the way")
     with pytest.raises(StorageError, match="feddyn"):
         train_round(source, work(tmp_path, 1, 0, model(0)))
