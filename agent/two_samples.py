@@ -48,7 +48,8 @@ def compare_clips(
     random = np.random.Generator(np.random.PCG64(seed))
     sides = [_drawn(np.asarray(side), random) for side in groups]
     x = np.concatenate([first[sides[0]], second[sides[1]]]).astype(np.float64)
-    numbers, counts = [], []
+    numbers: list[npt.NDArray[np.int64]] = []
+    counts: list[int] = []
     for side, names in zip(sides, groups, strict=True):
         found, number = np.unique(np.asarray(names)[side], return_inverse=True)
         numbers.append(number + sum(counts))

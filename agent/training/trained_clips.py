@@ -75,7 +75,9 @@ class LastTraining(NamedTuple):
 def last_training(state: Path) -> LastTraining | None:
     """Return the last training in a run; None before the first one."""
     known = _read(state / TRAINED_CLIPS)
-    return known and LastTraining(known.run, known.settings, known.fingerprint, known.clips, known.others)
+    if known is None:
+        return None
+    return LastTraining(known.run, known.settings, known.fingerprint, known.clips, known.others)
 
 
 def _read(path: Path) -> _Trained | None:
