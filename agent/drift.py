@@ -1,4 +1,4 @@
-"""Drift: do this silo's new clips look like those that the last run was trained on? Nothing of this leaves the silo.
+"""Drift: a silo's new clips, held against those that the last run was trained on. Nothing of this leaves the silo.
 
 New are the stored clips that the silo had not when it last trained in a run; they are held against those trained on by
 a two-sample test (``two_samples``). Each look takes the clips since the look before, and waits for as many as all looks
@@ -76,7 +76,7 @@ class _Looked(msgspec.Struct, frozen=True):
     """The file: of which training, what was found, and the clips that were looked at."""
 
     settings: str  # SHA-256 of the run's settings
-    trained: int  # clips trained on or present then: a training with others begins anew
+    trained: int  # clips trained on or present then: with others all begins again
     drift: Drift
     clips: tuple[str, ...] = ()  # identities
 

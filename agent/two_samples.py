@@ -1,4 +1,4 @@
-"""A two-sample test: do the embeddings of two sets of clips come from one distribution?
+"""A two-sample test for the embeddings of two sets of clips: are they from one distribution?
 
 The statistic is the squared maximum mean discrepancy with a Gaussian kernel whose width is the median distance (Gretton
 et al. 2012, "A Kernel Two-Sample Test", JMLR 13). Clips of one group (a scene, a person) are alike, so the groups are

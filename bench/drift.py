@@ -34,7 +34,7 @@ def unchanged(random: np.random.Generator, features: FeatureSet, old: Rows, new:
 
 
 def shifted(times: float) -> Change:
-    """Return a change that moves every new embedding in one direction, drawn anew for each trial."""
+    """Return a change that moves every new embedding in one direction, drawn again for each trial."""
 
     def change(random: np.random.Generator, features: FeatureSet, old: Rows, new: Rows) -> tuple[Rows, Rows, Any]:
         x, y = features.table.x, features.table.y

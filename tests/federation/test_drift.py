@@ -24,7 +24,7 @@ def add_unlike_clips(path: Path) -> None:
         store.add_rows(rows)
 
 
-def test_a_daemon_says_that_new_clips_are_unlike_and_sends_nothing_of_it(site):
+def test_a_daemon_says_that_new_clips_are_unlike(site):
     fed = site("fed", run="rounds = 2")
     settings = fed.folder / "anna" / "agent.toml"
     settings.write_text(settings.read_text().replace("threads = 1", "threads = 1\nrescan_s = 0.5"))
