@@ -36,7 +36,7 @@ Content = tuple[tuple[int, ...], ...]
 
 
 class Drift(msgspec.Struct, frozen=True):
-    """What the looks at new clips have found since the last training."""
+    """Findings of the looks at new clips since the last training."""
 
     run: str = ""  # that was trained
     looks: int = 0
