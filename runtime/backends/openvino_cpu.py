@@ -40,13 +40,15 @@ class OpenVinoSession:
     computes_on_host = True
     largest_batch = None
 
-    def __init__(self, compiled: Any, computed: Computed, shown: str = "graph") -> None:
+    def __init__(self, model: Any, compiled: Any, computed: Computed, shown: str = "graph") -> None:
         self._shown = shown
         self._request = compiled.create_infer_request()
-        self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.inputs)
-        self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.outputs)
+        # The model's names: where compiling has removed a cast, a port has the names of both its ends.
+        self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in model.inputs)
+        self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in model.outputs)
         # OpenVINO's NumPy type of bfloat16 is float16: its bits are passed on as they are.
-        self._dtypes = {port.get_any_name(): port.get_element_type().to_dtype() for port in compiled.inputs}
+        types = [port.get_element_type().to_dtype() for port in compiled.inputs]
+        self._dtypes = dict(zip(self.inputs, types, strict=True))
         self.where = f"OpenVINO CPU {computed}"
 
     @classmethod
@@ -89,7 +91,7 @@ class OpenVinoSession:
             raise unavailable(
                 Code.PRECISION, evidence, fix="leave --precision out, or run on a processor with bf16"
             ).error()
-        return cls(compiled, computed, name)
+        return cls(model, compiled, computed, name)
 
     def close(self) -> None:
         """Nothing: its memory is the host's."""
