@@ -19,7 +19,7 @@ from ..fedproto.records import PROTOCOL, GlobalModel, Phase, Receipt, RunSetting
 from ..fedproto.tensors import chunks, payload_bytes
 from ..fedproto.tls import certificate_silo, channel_credentials, check_dates, check_files, file_stamps
 from .client_errors import ClientStopped, DuplicateIdentity, RunChanged, StaleUpdate
-from .egress.messages import EvaluationMessage, UpdateMessage
+from .egress.messages import CalibrationMessage, EvaluationMessage, UpdateMessage
 from .handshake import ConnectionSettings, handshake_problem, split_address
 from .incoming_model import HeldModel, receive_model
 from .retry import Backoff, RetryPolicy
@@ -192,7 +192,7 @@ class CoordinatorClient:
             )
         if run.codec != "fp32":
             self._held = found
-        return GlobalModel(round=task.round, params=found.params, sha256=found.sha256)
+        return GlobalModel(task.round, found.params, found.sha256, found.calibration)
 
     def fetch_subject(self, run: RunSettings, task: TaskStatus, subject: int) -> Params:
         """Fetch a model to evaluate at the end of the run and check its hash; 0 is the final one."""
@@ -235,6 +235,16 @@ class CoordinatorClient:
         if messages.decode_evaluation_receipt(reply).round != message.report.round:
             raise DataError(
                 "the coordinator's receipt is for another evaluation",
+                fix="the agent sends it again; if it stays, tell the coordinator's operator",
+                code="receipt",
+            )
+
+    def send_calibration(self, message: CalibrationMessage) -> None:
+        """Send numbers for a step of the run's calibration, or that this silo declines; durable when it returns."""
+        reply = self._ask(calls.REPORT_CALIBRATION, message.encoded, calls.CALL_S)
+        if messages.decode_calibration_receipt(reply) != message.report.round:
+            raise DataError(
+                "the coordinator's receipt is for another calibration",
                 fix="the agent sends it again; if it stays, tell the coordinator's operator",
                 code="receipt",
             )

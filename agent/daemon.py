@@ -180,6 +180,9 @@ class _Daemon:
             if task.phase is Phase.EVALUATE and self._progress.evaluated != task.model_sha256:
                 self._evaluate(client, run, task)
                 continue
+            if task.phase is Phase.CALIBRATE and self._progress.counted != (task.model_sha256, task.temperature):
+                self._calibrate(client, run, task)
+                continue
             if task.phase in (Phase.FINISHED, Phase.EVALUATE):  # EVALUATE again: the report was refused
                 if self._progress.adopted != task.model_sha256:
                     self._adopt_model(client, run, task)
@@ -231,6 +234,16 @@ class _Daemon:
         if self._progress.evaluated:  # another final model of the same run
             self._shutdown.wait(self._repeats.pause_s())
         self._progress.evaluated = task.model_sha256
+
+    def _calibrate(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
+        """Report the numbers that calibrate the final model, of the held-out clips."""
+        self._notes.set_state("evaluating")
+        self._end_of_run.calibrate(client, run, task)
+        self._note_traffic(client)
+        self._note_budget()
+        before, self._progress.counted = self._progress.counted, (task.model_sha256, task.temperature)
+        if before[0] and (before != (task.model_sha256, 0.0) or task.temperature == 0):  # no second step after a first
+            self._shutdown.wait(self._repeats.pause_s())
 
     def _adopt_model(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
         """Put the final model to use, or keep this silo's own where the policy finds that better."""

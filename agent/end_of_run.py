@@ -1,4 +1,4 @@
-"""The end of a run: the silo evaluates the models it is offered, and chooses the model to use."""
+"""The end of a run: the silo counts for the calibration, evaluates the models it is offered, and chooses one to use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ import msgspec
 
 from ..base.errors import DataError, FlamestError, StorageError, UnreachableError
 from ..base.log import LimitedLog, Log
+from ..fedproto.calibration import Calibration
+from ..fedproto.calibration_counts import CountedClips
 from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import OWN_HEAD, GlobalModel, RunSettings, SubjectEvaluation, TaskStatus
 from .client import CoordinatorClient, DuplicateIdentity, RunChanged
 from .egress.evaluation_limits import EvaluationPlan
 from .egress.guard import EgressGuard
 from .egress.policy import Policy, PolicyRefused
-from .end_of_run_tasks import adopt_head, choose_model, evaluate_own_head, training_note_of
+from .end_of_run_tasks import (
+    adopt_head,
+    choose_model,
+    count_for_calibration,
+    evaluate_own_head,
+    own_calibration,
+    training_note_of,
+)
 from .status import read_status
 from .tasks import DataSource, evaluate_model
 from .training.client_state import ClientState
@@ -30,6 +39,9 @@ FINAL_MODEL = "model.safetensors"  # in use at this silo: the run's, or this sil
 OWN_MODEL = "own.safetensors"  # as the last round's training left it (policy.refuse_worse)
 ALONE_MODEL = "alone.safetensors"  # this silo's own head, trained on its clips alone (policy.adopt, report_gain)
 REFUSED_MODEL = "model.refused.safetensors"  # the run's final model where another one is in use
+# Held-out clips of this silo from which on they calibrate the final model here, though the run has a calibration: of
+# so many, the coverage is off by 1.5 points (one standard deviation); the run's is of all silos' clips, with noise.
+OWN_CALIBRATION_CLIPS = 200
 IN_STATUS = {"federated": "final"}  # names of heads that the status has otherwise
 STATUS_FIELDS = ("adopted", "adopted_why", "adopted_run", "adopted_round", "gain")
 ADOPT_WITHIN_S = 24 * 3600.0  # to train a head alone and tune another: as long as all rounds of a run
@@ -145,6 +157,45 @@ class EndOfRun:
             return []
         return [] if found is None else [SubjectEvaluation(OWN_HEAD, found)]
 
+    def calibrate(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> None:
+        """Report the numbers for a step of the final model's calibration, decline, or answer nothing.
+
+        Raises what ends a run: RunChanged, DuplicateIdentity, UnreachableError, IdentityError.
+        """
+        step = "confidence" if task.temperature == 0 else "scores"
+        try:
+            plan = self._guard.plan_calibration(run, task)
+        except PolicyRefused as refused:
+            self._note_refusal(run, task, refused)
+            return
+        if plan.declined:
+            asked_log.warning("calibration_declined", who="coordinator", round=task.round, reason=plan.declined)
+        found = plan.sent
+        try:
+            if not plan.sent_before and not plan.declined:
+                found = self._counts(client, run, task)
+            self._guard.send_calibration(client, run, task, found)
+        except (DataError, StorageError) as refused:
+            if isinstance(refused, RunChanged | DuplicateIdentity):
+                raise
+            asked_log.error(
+                "calibration_refused", who="coordinator", round=task.round, code=refused.code, detail=refused.message
+            )
+        else:
+            clips = 0 if found is None else found.clips
+            asked_log.info("calibration_sent", who="coordinator", round=task.round, step=step, clips=clips)
+
+    def _counts(self, client: CoordinatorClient, run: RunSettings, task: TaskStatus) -> CountedClips | None:
+        """Count the held-out clips; None when the policy reports nothing on them, or when it fails."""
+        until = time.monotonic() + WITHIN_S
+        arguments = (run, client.fetch(run, task).params, self._policy, task.temperature)
+        try:
+            return self._worker.call(count_for_calibration, self._source, *arguments, until=until)
+        except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
+            asked_log.error("calibration_failed", who="coordinator", round=task.round, code=error.code)
+            log.debug("calibration_failed", detail=error.message)
+            return None
+
     def adopt_model(
         self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, *, compare: bool = False
     ) -> ModelInUse:
@@ -154,8 +205,11 @@ class EndOfRun:
         """
         model = client.fetch(run, task)
         note = training_note_of(self._source, run, self._policy).as_metadata()
-        final = ModelFile(run.head, model.params, run.labels, run.fingerprint, run.run, task.round, note)
+        names = (run.labels, run.fingerprint, run.run, task.round, note)
+        final = ModelFile(run.head, model.params, *names, calibration=model.calibration)
         kept, used = self._choose(run, model, final, compare=compare)
+        if used.model == "final":
+            kept = replace(kept, calibration=self._calibration(run, model))
         refused = self._state / REFUSED_MODEL
         if used.model == "final":
             refused.unlink(missing_ok=True)  # of an earlier run
@@ -173,6 +227,21 @@ class EndOfRun:
             **{name: round(used.gain[name], 4) for name in ("gain", "low", "high") if used.gain},
         )
         return used
+
+    def _calibration(self, run: RunSettings, model: GlobalModel) -> Calibration | None:
+        """Return the final model's calibration here: by this silo's own held-out clips, or the run's.
+
+        With the run's at hand, only ``OWN_CALIBRATION_CLIPS`` or more of its own count for more.
+        """
+        try:
+            until = time.monotonic() + WITHIN_S
+            own = self._worker.call(own_calibration, self._source, run, model.params, self._policy, until=until)
+        except (DataError, StorageError, WorkerCrashed, WorkExpired) as error:
+            asked_log.error("not_calibrated", who="coordinator", code=error.code)
+            log.debug("not_calibrated", detail=error.message)
+            return model.calibration
+        enough = own is not None and own.clips >= OWN_CALIBRATION_CLIPS
+        return own if enough or model.calibration is None else model.calibration
 
     def _choose(
         self, run: RunSettings, model: GlobalModel, final: ModelFile, *, compare: bool

@@ -8,10 +8,12 @@ from pathlib import Path
 from ..base.errors import DataError, StorageError
 from ..base.files import remove_unfinished
 from ..fedproto.calibration import Calibration, make_calibration
+from ..fedproto.calibration_counts import CountedClips
 from ..fedproto.head import Params
 from ..fedproto.model_file import ModelFile, read_model, write_model
 from ..fedproto.records import Evaluation, RunSettings
 from .egress.policy import Policy
+from .egress.reported_calibration import reported_calibration
 from .egress.reported_evaluation import reported_evaluation
 from .tasks import DataSource, load_data, open_head
 from .training.adoption import Adoption, Candidate, candidates, choose_head, own_head, rows_sha256
@@ -107,6 +109,22 @@ def _own_head(
     metadata = {**note.as_metadata(), ROWS: rows}
     write_model(own_file, ModelFile(run.head, params, run.labels, run.fingerprint, LOCAL, run.rounds, metadata))
     return params
+
+
+def count_for_calibration(
+    source: DataSource, run: RunSettings, params: Params, policy: Policy, temperature: float
+) -> CountedClips | None:
+    """Return the numbers for a step of a calibration, as far as the policy reports them; None: nothing is reported."""
+    trainer, data = open_head(run.head, source.threads), load_data(source, run, policy)
+    return reported_calibration(trainer, params, data, policy, temperature, source.secret)
+
+
+def own_calibration(source: DataSource, run: RunSettings, params: Params, policy: Policy) -> Calibration | None:
+    """Return a model's calibration by this silo's held-out clips alone; None: they are too few."""
+    held_out = load_data(source, run, policy).held_out
+    if not len(held_out):
+        return None
+    return make_calibration(open_head(run.head, source.threads).logits(params, held_out.x), held_out.y)
 
 
 def training_note_of(source: DataSource, run: RunSettings, policy: Policy) -> TrainingNote:

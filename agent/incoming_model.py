@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..base.errors import DataError
 from ..fedproto import messages
-from ..fedproto.bounds import MAX_WEIGHT
+from ..fedproto.bounds import MAX_WEIGHT, shortened
+from ..fedproto.calibration import Calibration
 from ..fedproto.codecs import apply_delta, check_size
 from ..fedproto.head import Params, ParamsDigest, params_sha256
 from ..fedproto.records import RunSettings
@@ -22,6 +23,7 @@ class HeldModel:
 
     sha256: str
     params: Params
+    calibration: Calibration | None = None  # of a run's final model
 
 
 def receive_model(run: RunSettings, round_number: int, parts: Iterator[bytes], held: HeldModel | None) -> HeldModel:
@@ -61,7 +63,7 @@ def receive_model(run: RunSettings, round_number: int, parts: Iterator[bytes], h
             fix="ask the coordinator's operator if the run diverges",
             code="model_out_of_range",
         )
-    return found
+    return replace(found, calibration=header.calibration)
 
 
 def _check_header(run: RunSettings, round_number: int, header: messages.ModelHeader, held: HeldModel | None) -> None:
@@ -71,6 +73,12 @@ def _check_header(run: RunSettings, round_number: int, header: messages.ModelHea
             f"a model of round {header.round}, expected round {round_number}",
             fix="ask the coordinator's operator: both sides may have different versions of flamest",
             code="digest",
+        )
+    if header.calibration is not None and (problems := header.calibration.problems(run.head.outputs)):
+        raise DataError(
+            f"a calibration that is not of this model: {shortened('; '.join(problems))}",
+            fix="ask the coordinator's operator: both sides may have different versions of flamest",
+            code="malformed",
         )
     if header.codec not in ("fp32", run.codec):
         raise DataError(

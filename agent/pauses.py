@@ -69,6 +69,7 @@ class RunProgress:
     round: int = 0  # the last round that was answered, or will not be
     highest: int = 0  # of all these rounds
     evaluated: str = ""  # hash of the final model whose evaluation was reported
+    counted: tuple[str, float] = ("", 0.0)  # hash of the final model, and temperature, of the last counts reported
     adopted: str = ""  # hash of the final model that was compared and put to use
     failed_attempts: int = 0  # of the client, when ``round`` was last known to be right
 

@@ -81,6 +81,7 @@ class RunTable(_Record, frozen=True):
     codec: Codec = "fp32"  # of models on their way; the coarsest that a silo may send
     final_evaluation: Literal["none", "model", "sites"] = "none"  # models that silos evaluate after the last round
     gains: bool = False  # silos that agree then report too how a head of their own, trained alone, does
+    calibrate: bool = False  # after the last round silos report the counts that calibrate the final model
 
     def head_spec(self) -> HeadSpec:
         """Return the head that is trained. Raises DataError (``bad_head``) for options that do not fit each other."""
@@ -132,6 +133,7 @@ class CoordinatorSettings(_Record, frozen=True):
             codec=run.codec,
             final_evaluation=run.final_evaluation,
             gains=run.gains,
+            calibrate=run.calibrate,
         )
 
 

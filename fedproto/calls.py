@@ -30,7 +30,7 @@ MAX_WAIT_S = 60.0  # a long poll is answered after this at the latest
 
 SERVICE = "flamest.v1.Coordinator"
 JOIN, WAIT_FOR_ROUND, FETCH_MODEL, SUBMIT_UPDATE = "Join", "WaitForRound", "FetchModel", "SubmitUpdate"
-REPORT_EVALUATION = "ReportEvaluation"
+REPORT_EVALUATION, REPORT_CALIBRATION = "ReportEvaluation", "ReportCalibration"
 CODE_KEY = "flamest-code"  # trailing metadata: the code of a refusal (DataError.code)
 
 Options = list[tuple[str, int]]

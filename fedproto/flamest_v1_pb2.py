@@ -14,17 +14,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10\x66lamest_v1.proto\x12\nflamest.v1\"\x1f\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"H\n\tJoinReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08settings\x18\x02 \x01(\x0c\x12\x17\n\x0fsettings_sha256\x18\x03 \x01(\x0c\"e\n\x0bWaitRequest\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61nswered_round\x18\x02 \x01(\x04\x12\x13\n\x0bmax_wait_ms\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x04 \x01(\x0c\"\xa7\x01\n\tWaitReply\x12 \n\x05phase\x18\x01 \x01(\x0e\x32\x11.flamest.v1.Phase\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\x12\x15\n\rpoll_after_ms\x18\x05 \x01(\r\x12\x15\n\rcounted_round\x18\x06 \x01(\x04\x12\x10\n\x08subjects\x18\x07 \x01(\r\"\\\n\x0c\x46\x65tchRequest\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x13\n\x0bheld_sha256\x18\x03 \x01(\x0c\x12\x0f\n\x07subject\x18\x04 \x01(\r\"k\n\x0bModelHeader\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x12 \n\x05\x63odec\x18\x03 \x01(\x0e\x32\x11.flamest.v1.Codec\x12\x15\n\rpayload_bytes\x18\x04 \x01(\x04\"N\n\tModelPart\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.flamest.v1.ModelHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"*\n\x0bTensorShape\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64ims\x18\x02 \x03(\x04\"d\n\nEvaluation\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12(\n\x08\x62y_class\x18\x04 \x03(\x0b\x32\x16.flamest.v1.ClassCount\";\n\nClassCount\x12\r\n\x05label\x18\x01 \x01(\r\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xbc\x02\n\x0cUpdateHeader\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\x0c\x12\x11\n\tupdate_id\x18\x04 \x01(\x0c\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12 \n\x05\x63odec\x18\x06 \x01(\x0e\x32\x11.flamest.v1.Codec\x12(\n\x07tensors\x18\x07 \x03(\x0b\x32\x17.flamest.v1.TensorShape\x12\x15\n\rpayload_bytes\x18\x08 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\t \x01(\x0c\x12*\n\nevaluation\x18\n \x01(\x0b\x32\x16.flamest.v1.Evaluation\x12\x13\n\x0b\x63odec_error\x18\x0b \x01(\x01\x12\x0e\n\x06shared\x18\x0c \x01(\x08\"P\n\nUpdatePart\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.flamest.v1.UpdateHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"C\n\x07Receipt\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x11\n\tupdate_id\x18\x02 \x01(\x0c\x12\x16\n\x0epayload_sha256\x18\x03 \x01(\x0c\"P\n\x11SubjectEvaluation\x12\x0f\n\x07subject\x18\x01 \x01(\r\x12*\n\nevaluation\x18\x02 \x01(\x0b\x32\x16.flamest.v1.Evaluation\"j\n\x10\x45valuationReport\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12.\n\x07results\x18\x03 \x03(\x0b\x32\x1d.flamest.v1.SubjectEvaluation\"3\n\x11\x45valuationReceipt\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07results\x18\x02 \x01(\r*f\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0e\n\nPHASE_WAIT\x10\x01\x12\x0e\n\nPHASE_OPEN\x10\x02\x12\x12\n\x0ePHASE_FINISHED\x10\x03\x12\x12\n\x0ePHASE_EVALUATE\x10\x04*e\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_FP32\x10\x01\x12\x0e\n\nCODEC_FP16\x10\x02\x12\x0e\n\nCODEC_INT8\x10\x03\x12\x15\n\x11\x43ODEC_SPARSE_INT8\x10\x04\x32\xd6\x02\n\x0b\x43oordinator\x12\x36\n\x04Join\x12\x17.flamest.v1.JoinRequest\x1a\x15.flamest.v1.JoinReply\x12>\n\x0cWaitForRound\x12\x17.flamest.v1.WaitRequest\x1a\x15.flamest.v1.WaitReply\x12?\n\nFetchModel\x12\x18.flamest.v1.FetchRequest\x1a\x15.flamest.v1.ModelPart0\x01\x12=\n\x0cSubmitUpdate\x12\x16.flamest.v1.UpdatePart\x1a\x13.flamest.v1.Receipt(\x01\x12O\n\x10ReportEvaluation\x12\x1c.flamest.v1.EvaluationReport\x1a\x1d.flamest.v1.EvaluationReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10\x66lamest_v1.proto\x12\nflamest.v1\"\x1f\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"H\n\tJoinReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08settings\x18\x02 \x01(\x0c\x12\x17\n\x0fsettings_sha256\x18\x03 \x01(\x0c\"e\n\x0bWaitRequest\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61nswered_round\x18\x02 \x01(\x04\x12\x13\n\x0bmax_wait_ms\x18\x03 \x01(\r\x12\x10\n\x08instance\x18\x04 \x01(\x0c\"\xbc\x01\n\tWaitReply\x12 \n\x05phase\x18\x01 \x01(\x0e\x32\x11.flamest.v1.Phase\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\x12\x15\n\rpoll_after_ms\x18\x05 \x01(\r\x12\x15\n\rcounted_round\x18\x06 \x01(\x04\x12\x10\n\x08subjects\x18\x07 \x01(\r\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\"\\\n\x0c\x46\x65tchRequest\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x13\n\x0bheld_sha256\x18\x03 \x01(\x0c\x12\x0f\n\x07subject\x18\x04 \x01(\r\"\x99\x01\n\x0bModelHeader\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x12 \n\x05\x63odec\x18\x03 \x01(\x0e\x32\x11.flamest.v1.Codec\x12\x15\n\rpayload_bytes\x18\x04 \x01(\x04\x12,\n\x0b\x63\x61libration\x18\x05 \x01(\x0b\x32\x17.flamest.v1.Calibration\"\x8a\x01\n\x0b\x43\x61libration\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\x12\n\nthresholds\x18\x02 \x03(\x01\x12\x10\n\x08\x63overage\x18\x03 \x01(\x01\x12\x11\n\tsoftening\x18\x04 \x01(\x01\x12\r\n\x05\x63lips\x18\x05 \x01(\x04\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\r\x12\r\n\x05silos\x18\x07 \x01(\r\"N\n\tModelPart\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.flamest.v1.ModelHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"*\n\x0bTensorShape\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64ims\x18\x02 \x03(\x04\"d\n\nEvaluation\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12(\n\x08\x62y_class\x18\x04 \x03(\x0b\x32\x16.flamest.v1.ClassCount\";\n\nClassCount\x12\r\n\x05label\x18\x01 \x01(\r\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xbc\x02\n\x0cUpdateHeader\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\x0c\x12\x11\n\tupdate_id\x18\x04 \x01(\x0c\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12 \n\x05\x63odec\x18\x06 \x01(\x0e\x32\x11.flamest.v1.Codec\x12(\n\x07tensors\x18\x07 \x03(\x0b\x32\x17.flamest.v1.TensorShape\x12\x15\n\rpayload_bytes\x18\x08 \x01(\x04\x12\x16\n\x0epayload_sha256\x18\t \x01(\x0c\x12*\n\nevaluation\x18\n \x01(\x0b\x32\x16.flamest.v1.Evaluation\x12\x13\n\x0b\x63odec_error\x18\x0b \x01(\x01\x12\x0e\n\x06shared\x18\x0c \x01(\x08\"P\n\nUpdatePart\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.flamest.v1.UpdateHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"C\n\x07Receipt\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x11\n\tupdate_id\x18\x02 \x01(\x0c\x12\x16\n\x0epayload_sha256\x18\x03 \x01(\x0c\"P\n\x11SubjectEvaluation\x12\x0f\n\x07subject\x18\x01 \x01(\r\x12*\n\nevaluation\x18\x02 \x01(\x0b\x32\x16.flamest.v1.Evaluation\"j\n\x10\x45valuationReport\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12.\n\x07results\x18\x03 \x03(\x0b\x32\x1d.flamest.v1.SubjectEvaluation\"3\n\x11\x45valuationReceipt\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07results\x18\x02 \x01(\r\"\xc1\x01\n\x11\x43\x61librationReport\x12\x17\n\x0fsettings_sha256\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\r\n\x05noise\x18\x05 \x01(\x01\x12(\n\x04sums\x18\x06 \x01(\x0b\x32\x1a.flamest.v1.ConfidenceSums\x12\'\n\x06\x63ounts\x18\x07 \x01(\x0b\x32\x17.flamest.v1.ScoreCounts\".\n\x0e\x43onfidenceSums\x12\x0e\n\x06\x65xcess\x18\x01 \x01(\x12\x12\x0c\n\x04lost\x18\x02 \x03(\x12\"H\n\x0bScoreCounts\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\x12\x12)\n\x08\x62y_class\x18\x02 \x03(\x0b\x32\x17.flamest.v1.ClassScores\";\n\x0b\x43lassScores\x12\r\n\x05label\x18\x01 \x01(\r\x12\r\n\x05\x63lips\x18\x02 \x01(\x12\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x12\"#\n\x12\x43\x61librationReceipt\x12\r\n\x05round\x18\x01 \x01(\x04*{\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0e\n\nPHASE_WAIT\x10\x01\x12\x0e\n\nPHASE_OPEN\x10\x02\x12\x12\n\x0ePHASE_FINISHED\x10\x03\x12\x12\n\x0ePHASE_EVALUATE\x10\x04\x12\x13\n\x0fPHASE_CALIBRATE\x10\x05*e\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_FP32\x10\x01\x12\x0e\n\nCODEC_FP16\x10\x02\x12\x0e\n\nCODEC_INT8\x10\x03\x12\x15\n\x11\x43ODEC_SPARSE_INT8\x10\x04\x32\xaa\x03\n\x0b\x43oordinator\x12\x36\n\x04Join\x12\x17.flamest.v1.JoinRequest\x1a\x15.flamest.v1.JoinReply\x12>\n\x0cWaitForRound\x12\x17.flamest.v1.WaitRequest\x1a\x15.flamest.v1.WaitReply\x12?\n\nFetchModel\x12\x18.flamest.v1.FetchRequest\x1a\x15.flamest.v1.ModelPart0\x01\x12=\n\x0cSubmitUpdate\x12\x16.flamest.v1.UpdatePart\x1a\x13.flamest.v1.Receipt(\x01\x12O\n\x10ReportEvaluation\x12\x1c.flamest.v1.EvaluationReport\x1a\x1d.flamest.v1.EvaluationReceipt\x12R\n\x11ReportCalibration\x12\x1d.flamest.v1.CalibrationReport\x1a\x1e.flamest.v1.CalibrationReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flamest_v1_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_PHASE']._serialized_start=1615
-  _globals['_PHASE']._serialized_end=1717
-  _globals['_CODEC']._serialized_start=1719
-  _globals['_CODEC']._serialized_end=1820
+  _globals['_PHASE']._serialized_start=2240
+  _globals['_PHASE']._serialized_end=2363
+  _globals['_CODEC']._serialized_start=2365
+  _globals['_CODEC']._serialized_end=2466
   _globals['_JOINREQUEST']._serialized_start=32
   _globals['_JOINREQUEST']._serialized_end=63
   _globals['_JOINREPLY']._serialized_start=65
@@ -32,31 +32,43 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_WAITREQUEST']._serialized_start=139
   _globals['_WAITREQUEST']._serialized_end=240
   _globals['_WAITREPLY']._serialized_start=243
-  _globals['_WAITREPLY']._serialized_end=410
-  _globals['_FETCHREQUEST']._serialized_start=412
-  _globals['_FETCHREQUEST']._serialized_end=504
-  _globals['_MODELHEADER']._serialized_start=506
-  _globals['_MODELHEADER']._serialized_end=613
-  _globals['_MODELPART']._serialized_start=615
-  _globals['_MODELPART']._serialized_end=693
-  _globals['_TENSORSHAPE']._serialized_start=695
-  _globals['_TENSORSHAPE']._serialized_end=737
-  _globals['_EVALUATION']._serialized_start=739
-  _globals['_EVALUATION']._serialized_end=839
-  _globals['_CLASSCOUNT']._serialized_start=841
-  _globals['_CLASSCOUNT']._serialized_end=900
-  _globals['_UPDATEHEADER']._serialized_start=903
-  _globals['_UPDATEHEADER']._serialized_end=1219
-  _globals['_UPDATEPART']._serialized_start=1221
-  _globals['_UPDATEPART']._serialized_end=1301
-  _globals['_RECEIPT']._serialized_start=1303
-  _globals['_RECEIPT']._serialized_end=1370
-  _globals['_SUBJECTEVALUATION']._serialized_start=1372
-  _globals['_SUBJECTEVALUATION']._serialized_end=1452
-  _globals['_EVALUATIONREPORT']._serialized_start=1454
-  _globals['_EVALUATIONREPORT']._serialized_end=1560
-  _globals['_EVALUATIONRECEIPT']._serialized_start=1562
-  _globals['_EVALUATIONRECEIPT']._serialized_end=1613
-  _globals['_COORDINATOR']._serialized_start=1823
-  _globals['_COORDINATOR']._serialized_end=2165
+  _globals['_WAITREPLY']._serialized_end=431
+  _globals['_FETCHREQUEST']._serialized_start=433
+  _globals['_FETCHREQUEST']._serialized_end=525
+  _globals['_MODELHEADER']._serialized_start=528
+  _globals['_MODELHEADER']._serialized_end=681
+  _globals['_CALIBRATION']._serialized_start=684
+  _globals['_CALIBRATION']._serialized_end=822
+  _globals['_MODELPART']._serialized_start=824
+  _globals['_MODELPART']._serialized_end=902
+  _globals['_TENSORSHAPE']._serialized_start=904
+  _globals['_TENSORSHAPE']._serialized_end=946
+  _globals['_EVALUATION']._serialized_start=948
+  _globals['_EVALUATION']._serialized_end=1048
+  _globals['_CLASSCOUNT']._serialized_start=1050
+  _globals['_CLASSCOUNT']._serialized_end=1109
+  _globals['_UPDATEHEADER']._serialized_start=1112
+  _globals['_UPDATEHEADER']._serialized_end=1428
+  _globals['_UPDATEPART']._serialized_start=1430
+  _globals['_UPDATEPART']._serialized_end=1510
+  _globals['_RECEIPT']._serialized_start=1512
+  _globals['_RECEIPT']._serialized_end=1579
+  _globals['_SUBJECTEVALUATION']._serialized_start=1581
+  _globals['_SUBJECTEVALUATION']._serialized_end=1661
+  _globals['_EVALUATIONREPORT']._serialized_start=1663
+  _globals['_EVALUATIONREPORT']._serialized_end=1769
+  _globals['_EVALUATIONRECEIPT']._serialized_start=1771
+  _globals['_EVALUATIONRECEIPT']._serialized_end=1822
+  _globals['_CALIBRATIONREPORT']._serialized_start=1825
+  _globals['_CALIBRATIONREPORT']._serialized_end=2018
+  _globals['_CONFIDENCESUMS']._serialized_start=2020
+  _globals['_CONFIDENCESUMS']._serialized_end=2066
+  _globals['_SCORECOUNTS']._serialized_start=2068
+  _globals['_SCORECOUNTS']._serialized_end=2140
+  _globals['_CLASSSCORES']._serialized_start=2142
+  _globals['_CLASSSCORES']._serialized_end=2201
+  _globals['_CALIBRATIONRECEIPT']._serialized_start=2203
+  _globals['_CALIBRATIONRECEIPT']._serialized_end=2238
+  _globals['_COORDINATOR']._serialized_start=2469
+  _globals['_COORDINATOR']._serialized_end=2895
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_OPEN: _ClassVar[Phase]
     PHASE_FINISHED: _ClassVar[Phase]
     PHASE_EVALUATE: _ClassVar[Phase]
+    PHASE_CALIBRATE: _ClassVar[Phase]
 
 class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -26,6 +27,7 @@ PHASE_WAIT: Phase
 PHASE_OPEN: Phase
 PHASE_FINISHED: Phase
 PHASE_EVALUATE: Phase
+PHASE_CALIBRATE: Phase
 CODEC_UNSPECIFIED: Codec
 CODEC_FP32: Codec
 CODEC_FP16: Codec
@@ -61,7 +63,7 @@ class WaitRequest(_message.Message):
     def __init__(self, settings_sha256: _Optional[bytes] = ..., answered_round: _Optional[int] = ..., max_wait_ms: _Optional[int] = ..., instance: _Optional[bytes] = ...) -> None: ...
 
 class WaitReply(_message.Message):
-    __slots__ = ("phase", "round", "model_sha256", "deadline_ms", "poll_after_ms", "counted_round", "subjects")
+    __slots__ = ("phase", "round", "model_sha256", "deadline_ms", "poll_after_ms", "counted_round", "subjects", "temperature")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +71,7 @@ class WaitReply(_message.Message):
     POLL_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     COUNTED_ROUND_FIELD_NUMBER: _ClassVar[int]
     SUBJECTS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     phase: Phase
     round: int
     model_sha256: bytes
@@ -76,7 +79,8 @@ class WaitReply(_message.Message):
     poll_after_ms: int
     counted_round: int
     subjects: int
-    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ..., counted_round: _Optional[int] = ..., subjects: _Optional[int] = ...) -> None: ...
+    temperature: float
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., poll_after_ms: _Optional[int] = ..., counted_round: _Optional[int] = ..., subjects: _Optional[int] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("settings_sha256", "round", "held_sha256", "subject")
@@ -91,16 +95,36 @@ class FetchRequest(_message.Message):
     def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., held_sha256: _Optional[bytes] = ..., subject: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
-    __slots__ = ("round", "model_sha256", "codec", "payload_bytes")
+    __slots__ = ("round", "model_sha256", "codec", "payload_bytes", "calibration")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     round: int
     model_sha256: bytes
     codec: Codec
     payload_bytes: int
-    def __init__(self, round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+    calibration: Calibration
+    def __init__(self, round: _Optional[int] = ..., model_sha256: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload_bytes: _Optional[int] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
+
+class Calibration(_message.Message):
+    __slots__ = ("temperature", "thresholds", "coverage", "softening", "clips", "classes", "silos")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    SOFTENING_FIELD_NUMBER: _ClassVar[int]
+    CLIPS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SILOS_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    thresholds: _containers.RepeatedScalarFieldContainer[float]
+    coverage: float
+    softening: float
+    clips: int
+    classes: _containers.RepeatedScalarFieldContainer[int]
+    silos: int
+    def __init__(self, temperature: _Optional[float] = ..., thresholds: _Optional[_Iterable[float]] = ..., coverage: _Optional[float] = ..., softening: _Optional[float] = ..., clips: _Optional[int] = ..., classes: _Optional[_Iterable[int]] = ..., silos: _Optional[int] = ...) -> None: ...
 
 class ModelPart(_message.Message):
     __slots__ = ("header", "data")
@@ -211,3 +235,53 @@ class EvaluationReceipt(_message.Message):
     round: int
     results: int
     def __init__(self, round: _Optional[int] = ..., results: _Optional[int] = ...) -> None: ...
+
+class CalibrationReport(_message.Message):
+    __slots__ = ("settings_sha256", "round", "temperature", "count", "noise", "sums", "counts")
+    SETTINGS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    settings_sha256: bytes
+    round: int
+    temperature: float
+    count: int
+    noise: float
+    sums: ConfidenceSums
+    counts: ScoreCounts
+    def __init__(self, settings_sha256: _Optional[bytes] = ..., round: _Optional[int] = ..., temperature: _Optional[float] = ..., count: _Optional[int] = ..., noise: _Optional[float] = ..., sums: _Optional[_Union[ConfidenceSums, _Mapping]] = ..., counts: _Optional[_Union[ScoreCounts, _Mapping]] = ...) -> None: ...
+
+class ConfidenceSums(_message.Message):
+    __slots__ = ("excess", "lost")
+    EXCESS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    excess: int
+    lost: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, excess: _Optional[int] = ..., lost: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ScoreCounts(_message.Message):
+    __slots__ = ("counts", "by_class")
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    BY_CLASS_FIELD_NUMBER: _ClassVar[int]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    by_class: _containers.RepeatedCompositeFieldContainer[ClassScores]
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., by_class: _Optional[_Iterable[_Union[ClassScores, _Mapping]]] = ...) -> None: ...
+
+class ClassScores(_message.Message):
+    __slots__ = ("label", "clips", "counts")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLIPS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    label: int
+    clips: int
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, label: _Optional[int] = ..., clips: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CalibrationReceipt(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...

@@ -39,6 +39,11 @@ class CoordinatorStub(object):
                 request_serializer=flamest__v1__pb2.EvaluationReport.SerializeToString,
                 response_deserializer=flamest__v1__pb2.EvaluationReceipt.FromString,
                 )
+        self.ReportCalibration = channel.unary_unary(
+                '/flamest.v1.Coordinator/ReportCalibration',
+                request_serializer=flamest__v1__pb2.CalibrationReport.SerializeToString,
+                response_deserializer=flamest__v1__pb2.CalibrationReceipt.FromString,
+                )
 
 
 class CoordinatorServicer(object):
@@ -79,6 +84,13 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportCalibration(self, request, context):
+        """After the last round, where the run asks for it: counts that calibrate the final model. Answered when durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +118,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.ReportEvaluation,
                     request_deserializer=flamest__v1__pb2.EvaluationReport.FromString,
                     response_serializer=flamest__v1__pb2.EvaluationReceipt.SerializeToString,
+            ),
+            'ReportCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCalibration,
+                    request_deserializer=flamest__v1__pb2.CalibrationReport.FromString,
+                    response_serializer=flamest__v1__pb2.CalibrationReceipt.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -199,5 +216,22 @@ class Coordinator(object):
         return grpc.experimental.unary_unary(request, target, '/flamest.v1.Coordinator/ReportEvaluation',
             flamest__v1__pb2.EvaluationReport.SerializeToString,
             flamest__v1__pb2.EvaluationReceipt.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ReportCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/flamest.v1.Coordinator/ReportCalibration',
+            flamest__v1__pb2.CalibrationReport.SerializeToString,
+            flamest__v1__pb2.CalibrationReceipt.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

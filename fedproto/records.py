@@ -32,6 +32,7 @@ from .bounds import (
     positive_problems,
     shortened,
 )
+from .calibration import TEMPERATURES, Calibration
 from .codecs import Codec
 from .head import HeadSpec, Params, without_defaults
 
@@ -122,7 +123,7 @@ _STRATEGY_NUMBERS = (
 
 # Fields that are left out of the canonical JSON at their default.
 _TRAIN_DEFAULTS = {"learning_rate_decay": 1.0, "class_balanced": False}
-_RUN_DEFAULTS = {"codec": "fp32", "final_evaluation": "none", "gains": False}
+_RUN_DEFAULTS = {"codec": "fp32", "final_evaluation": "none", "gains": False, "calibrate": False}
 _STRATEGY_DEFAULTS = {
     "alpha": 0.0,
     "server_momentum": 0.0,
@@ -154,6 +155,7 @@ class RunSettings(_Record, frozen=True):
     # After the last round silos evaluate nothing, the final model, or also the last updates of silos that agreed.
     final_evaluation: Literal["none", "model", "sites"] = "none"
     gains: bool = False  # with it silos that agree also report how a head trained on their own clips alone does
+    calibrate: bool = False  # after the last round silos report the counts that calibrate the final model
 
     def encode(self) -> bytes:
         """Return the canonical JSON: fields in their order, some only where they differ from their default."""
@@ -229,6 +231,7 @@ class Phase(enum.Enum):
     OPEN = "open"  # round is open and this silo has not answered it
     FINISHED = "finished"  # all rounds have closed
     EVALUATE = "evaluate"  # finished, and ``subjects`` models are to be evaluated on this silo's held-out clips
+    CALIBRATE = "calibrate"  # finished, and counts that calibrate the final model are asked for
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,7 @@ class TaskStatus:
     # With OPEN, for feddyn and lossy codecs: the last closed round in which this silo's update counts; 0: none.
     counted_round: int = 0
     subjects: int = 0  # EVALUATE: models to evaluate; subject 0 is the final one, 1 and up are single silos'
+    temperature: float = 0.0  # CALIBRATE: 0: sums of confidence; otherwise counts of scores at this temperature
 
     def problems(self, run: RunSettings) -> list[str]:
         """Return what contradicts itself or the run's settings."""
@@ -250,10 +254,12 @@ class TaskStatus:
         if self.phase is Phase.OPEN:
             wrong += positive_problems("deadline_s", self.deadline_s, MAX_DEADLINE_S)
             wrong += number_problems("counted_round", self.counted_round, 0, self.round - 1)
-        if self.phase in (Phase.FINISHED, Phase.EVALUATE) and self.round < run.rounds:
+        if self.phase in (Phase.FINISHED, Phase.EVALUATE, Phase.CALIBRATE) and self.round < run.rounds:
             wrong.append(f"round: a run of {run.rounds} rounds has not finished after round {self.round}")
         if self.phase is Phase.EVALUATE:
             wrong += number_problems("subjects", self.subjects, 1, MAX_SUBJECTS)
+        if self.phase is Phase.CALIBRATE and self.temperature != 0:
+            wrong += number_problems("temperature", self.temperature, *TEMPERATURES)
         return wrong
 
 
@@ -264,6 +270,7 @@ class GlobalModel:
     round: int
     params: Params
     sha256: str  # params_sha256(params)
+    calibration: Calibration | None = None  # of a run's final model, once the silos' counts have made one
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,6 +104,8 @@ def _lines(entry: Entry) -> list[str]:
     elif entry.what == "evaluation":
         lines = [f"{where}{counted(entry.models, 'model')} evaluated on the held-out clips, {entry.bytes:,} bytes"]
         lines += [*map(_result, entry.results), f"SHA-256 {entry.sha256}"]
+    elif entry.what == "calibration":
+        lines = [*_calibration(where, entry), f"SHA-256 {entry.sha256}"]
     elif entry.what == "enrolment":
         lines = [f"{entry.detail}; {entry.bytes} bytes, SHA-256 {entry.sha256}"]
     elif entry.what == "policy":
@@ -111,6 +114,33 @@ def _lines(entry: Entry) -> list[str]:
         lines = [f"{where}NOTHING LEFT, {entry.what} ({entry.code})", entry.detail]
     lines += [f"OVERRIDE: {override}" for override in entry.overrides]
     return [f"{entry.time}  {lines[0]}", *(INDENT + line for line in lines[1:])]
+
+
+def _calibration(where: str, entry: Entry) -> list[str]:
+    """Return everything that was reported for a step of a calibration."""
+    found = entry.counted
+    if found is None or found.count == 0:
+        return [f"{where}no numbers for the model's calibration: it was declined, {entry.bytes:,} bytes"]
+    noise = f"noise of {found.noise:.3g} clips on each number" if found.noise else "without noise"
+    step = "of confidence" if found.temperature == 0 else f"of scores at temperature {found.temperature:.6g}"
+    lines = [f"{where}numbers {step} of {found.count} held-out clips left, {entry.bytes:,} bytes"]
+    lines.append(f"they calibrate the final model; {noise}; they count as the evaluations of {found.models} models")
+    if found.temperature == 0:
+        lines.append(f"confidence less correct predictions at temperature 1: {found.excess} clips")
+        lines.append(f"lost from one temperature to the next: {_numbers(found.lost)} clips")
+        return lines
+    lines.append(f"clips by score, from unsure to sure: {_numbers(found.counts)}")
+    return [
+        *lines,
+        *(
+            f"of {clips} clips that the model gives class {k}: {_numbers(counts)}"
+            for k, clips, counts in found.by_class
+        ),
+    ]
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _toml(value: object) -> str:

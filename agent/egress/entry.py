@@ -11,13 +11,16 @@ import msgspec
 
 from ...base.clock import parse_utc
 from ...base.errors import DataError, printable
+from ...fedproto.calibration_counts import ClassScores, ConfidenceSums, CountedClips, ScoreCounts
+from ...fedproto.messages import CalibrationReport
 from ...fedproto.records import ClassCount, Evaluation, SubjectEvaluation
 from .accountant import Spend
+from .calibration_limits import CLASSES_COST, COUNTS_COST, SUMS_COST
 
 MAX_LINE = 1 << 20  # bytes; an honest line has 1 to 100 KiB
 MAX_STEPS = 10**12  # of a spend
 
-EntryType = Literal["enrolment", "policy", "update", "evaluation", "refused", "withdrawn"]
+EntryType = Literal["enrolment", "policy", "update", "evaluation", "calibration", "refused", "withdrawn"]
 
 
 class TensorSent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +49,43 @@ class ReportedResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
         return SubjectEvaluation(self.subject, Evaluation(self.loss, self.correct, self.count, by_class))
 
 
+class ReportedCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything that was reported for one step of a calibration."""
+
+    temperature: float  # 0: sums of confidence; otherwise counts of scores at this temperature
+    count: int = 0  # held-out clips; 0: it was declined
+    noise: float = 0.0  # standard deviation of the noise on each number, in clips
+    excess: int = 0
+    lost: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    by_class: tuple[tuple[int, int, tuple[int, ...]], ...] = ()  # label, clips, counts
+
+    @classmethod
+    def of(cls, report: CalibrationReport) -> ReportedCounts:
+        temperature, count, noise, figures = report.temperature, report.count, report.noise, report.figures
+        if isinstance(figures, ConfidenceSums):
+            return cls(temperature, count, noise, figures.excess, figures.lost)
+        if isinstance(figures, ScoreCounts):
+            by_class = tuple((one.label, one.clips, one.counts) for one in figures.by_class)
+            return cls(temperature, count, noise, counts=figures.counts, by_class=by_class)
+        return cls(temperature)
+
+    def figures(self) -> CountedClips | None:
+        """Return the numbers as they were sent; None: it was declined."""
+        if self.count == 0:
+            return None
+        by_class = tuple(ClassScores(*one) for one in self.by_class)
+        found = ScoreCounts(self.counts, by_class) if self.temperature else ConfidenceSums(self.excess, self.lost)
+        return CountedClips(self.count, self.noise, found)
+
+    @property
+    def models(self) -> int:
+        """Return how many models' evaluations tell as much of a clip: these numbers have less noise than theirs."""
+        if self.count == 0:
+            return 0
+        return SUMS_COST if self.temperature == 0 else COUNTS_COST + (CLASSES_COST if self.by_class else 0)
+
+
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line."""
 
@@ -71,6 +111,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     results: tuple[ReportedResult, ...] = ()  # every figure that was reported, model by model
     withheld: str = ""  # why an update left without an evaluation: evaluations_spent, splits_spent
     models: int = 0  # what: evaluation; number of models evaluated
+    counted: ReportedCounts | None = None  # what: calibration
     shared: bool = False  # other silos may evaluate the update
     policy_sha256: str = ""  # of the policy that an update was sent under
     privacy: Spend | None = None  # record-dp: privacy spent by the update's training
@@ -81,7 +122,12 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     @property
     def evaluated_models(self) -> int:
-        """Number of models whose evaluation this entry reports; lines without ``results`` have it in other fields."""
+        """Number of models whose evaluation this entry reports; lines without ``results`` have it in other fields.
+
+        Numbers for a calibration tell as much as the evaluations of several models.
+        """
+        if self.counted is not None:
+            return self.counted.models
         return len(self.results) or self.models or bool(self.reported)
 
 

@@ -1,7 +1,8 @@
 """The egress guard: everything that leaves a silo goes through it.
 
 Every update goes through :meth:`EgressGuard.send`: checked against the policy, kept as a file, entered in the egress
-ledger, and only then sent; every evaluation at the end of a run through :meth:`EgressGuard.send_evaluation`. So an
+ledger, and only then sent; every evaluation at the end of a run through :meth:`EgressGuard.send_evaluation`, and
+every number for a calibration through :meth:`EgressGuard.send_calibration`. So an
 update identifier never refers to two different updates: after a restart the same bytes are sent again, or, when the
 policy has changed meanwhile, none. What leaves in a day is bounded (``quotas``).
 """
@@ -18,18 +19,21 @@ import msgspec
 from ...base.errors import DataError, InvariantError
 from ...base.files import sha256_bytes
 from ...base.log import LimitedLog, Log
+from ...fedproto.calibration_counts import CountedClips
 from ...fedproto.head import HeadSpec
 from ...fedproto.records import Evaluation, GlobalModel, Receipt, RunSettings, SubjectEvaluation, TaskStatus
 from ...fedproto.tls import read_file
 from ..client import CoordinatorClient
 from ..handshake import ConnectionSettings
 from .accountant import Spend, epsilon_of
-from .entry import Entry, EntryType, ReportedResult, TensorSent
+from .calibration_limits import CalibrationPlan, plan_calibration
+from .entry import Entry, EntryType, ReportedCounts, ReportedResult, TensorSent
 from .evaluation_limits import EvaluationPlan, evaluations_left, is_planned, plan_evaluation, split_of, withheld_reason
 from .ledger import Ledger
-from .messages import EvaluationMessage, UpdateMessage
+from .messages import CalibrationMessage, EvaluationMessage, UpdateMessage
 from .pending_update import PendingUpdate, read_pending, write_pending
 from .policy import MIN_SAMPLES_FLOOR, Policy, PolicyRefused
+from .reported_calibration import require_countable
 from .reported_evaluation import require_reportable
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8", "sparse_int8": "sparse int8"}
@@ -208,6 +212,41 @@ class EgressGuard:
         )
         client.send_evaluation(message)
 
+    def plan_calibration(self, run: RunSettings, task: TaskStatus) -> CalibrationPlan:
+        """Decide what is answered to a coordinator that asks for numbers for a calibration.
+
+        Raises PolicyRefused when nothing is.
+        """
+        return plan_calibration(run, task, self.policy, self._ledger)
+
+    def send_calibration(
+        self, client: CoordinatorClient, run: RunSettings, task: TaskStatus, found: CountedClips | None
+    ) -> None:
+        """Enter the numbers for a step of a calibration in the ledger, then send them; None: this silo declines.
+
+        Raises PolicyRefused when they may not leave, InvariantError when they are not what was planned or what the
+        policy reports, StorageError when the ledger cannot be written, and what ``client.send_calibration`` raises.
+        """
+        plan = self.plan_calibration(run, task)
+        if found != plan.sent if plan.sent_before else plan.declined and found is not None:
+            raise InvariantError(f"the numbers after round {task.round} are not those that this silo may send")
+        if found is not None and not plan.sent_before:
+            require_countable(found, self.policy)
+        message = CalibrationMessage.of(run, task, found)
+        self._ledger.append(
+            "calibration",
+            run=run.run,
+            run_sha256=run.sha256,
+            split=split_of(run),
+            round=task.round,
+            model_sha256=task.model_sha256,
+            bytes=len(message.encoded),
+            sha256=sha256_bytes(message.encoded),
+            counted=ReportedCounts.of(message.report),
+            overrides=self.policy.overridden(MIN_SAMPLES_FLOOR, evaluation=found is not None),
+        )
+        client.send_calibration(message)
+
     def record_certificate(self, connection: ConnectionSettings) -> None:
         """Enter a certificate, once, before a handshake shows it: it holds this silo's name and public key."""
         certificate = read_file(connection.certificate)
@@ -224,7 +263,7 @@ class EgressGuard:
         self._ledger.refuse(what, update_id, refused.reason, **fields)
 
     def record_refused_evaluation(self, run: RunSettings, task: TaskStatus, refused: PolicyRefused) -> bool:
-        """Enter that an evaluation at the end of a run was refused, once for each run; False: nothing was entered."""
+        """Enter that an evaluation or a calibration was refused, once for each run; False: nothing was entered."""
         fields = {"run": run.run, "run_sha256": run.sha256, "round": task.round, "detail": refused.message}
         return self._ledger.refuse("refused", run.sha256, refused.reason, **fields)
 

@@ -54,6 +54,7 @@ class LedgerContent:
     _of: dict[str, list[Entry]] = field(default_factory=dict)
     _updates: dict[str, list[Entry]] = field(default_factory=dict)  # by update_id
     _evaluations: dict[str, list[Entry]] = field(default_factory=dict)  # by run_sha256
+    _calibrations: dict[str, list[Entry]] = field(default_factory=dict)  # by run_sha256
     _runs: set[str] = field(default_factory=set)  # run_sha256 of every update
     _refusals: set[tuple[str, str]] = field(default_factory=set)  # what was refused, and the code
     _tensors: dict[tuple[TensorSent, ...], tuple[TensorSent, ...]] = field(default_factory=dict)  # each kept once
@@ -70,6 +71,9 @@ class LedgerContent:
             before = index.setdefault(entry.update_id if entry.what == "update" else entry.run_sha256, [])
             new = not before
             before.append(entry)
+        elif entry.what == "calibration":
+            new = not self.calibrations(entry.run_sha256, sums=_is_sums(entry))
+            self._calibrations.setdefault(entry.run_sha256, []).append(entry)
         if entry.what == "update":
             self._runs.add(entry.run_sha256)
         elif entry.what in ("refused", "withdrawn"):
@@ -87,6 +91,10 @@ class LedgerContent:
         """Return the entries of the evaluation at the end of a run: one for each time that it was sent."""
         return self._evaluations.get(run_sha256, [])
 
+    def calibrations(self, run_sha256: str, *, sums: bool) -> list[Entry]:
+        """Return the entries of a calibration's first step (``sums``) or second: one for each time that it was sent."""
+        return [entry for entry in self._calibrations.get(run_sha256, []) if _is_sums(entry) == sums]
+
     def took_part(self, run_sha256: str) -> bool:
         """Return whether an update of this run left."""
         return run_sha256 in self._runs
@@ -103,6 +111,10 @@ class LedgerContent:
         """
         updates = (entry for entry in self.of("update") if entry.privacy is not None)
         return {f"{entry.update_id}/{entry.sha256}": entry.privacy for entry in updates if entry.privacy is not None}
+
+
+def _is_sums(entry: Entry) -> bool:
+    return entry.counted is not None and entry.counted.temperature == 0
 
 
 def read_ledger(state: Path) -> LedgerContent:
@@ -234,15 +246,15 @@ class Ledger:
     def append(self, what: EntryType, **fields: Any) -> Entry:
         """Write a line; durable when it returns.
 
-        Raises StorageError, DataError (``not_recordable``, and ``ledger_broken`` after a failure) or, for updates and
-        evaluations, PolicyRefused (``too_many_messages``): the line's message must not be sent then.
+        Raises StorageError, DataError (``not_recordable``, and ``ledger_broken`` after a failure) or, for updates,
+        evaluations and calibrations, PolicyRefused (``too_many_messages``): the line's message must not be sent then.
         """
         if self._failed:
             self.content, self._failed = _intact(self.state), False
         content = self.content
         entry = Entry(len(content.entries) + 1, self.now(), what, content.head, **fields)
         line = encode_entry(entry)
-        if what in ("update", "evaluation"):
+        if what in ("update", "evaluation", "calibration"):
             self.require_room(len(line) + 1)
         path = self.state / LEDGER_FILE
         try:

@@ -1,4 +1,4 @@
-"""Updates and evaluations in the bytes that leave the silo."""
+"""Updates, evaluations and numbers for a calibration in the bytes that leave the silo."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...fedproto.messages import EvaluationReport, UpdateHeader, encode_evaluation_report, encode_update_header
-from ...fedproto.records import RunSettings, SubjectEvaluation, Update
+from ...fedproto.calibration_counts import CountedClips
+from ...fedproto.messages import (
+    CalibrationReport,
+    EvaluationReport,
+    UpdateHeader,
+    encode_calibration_report,
+    encode_evaluation_report,
+    encode_update_header,
+)
+from ...fedproto.records import RunSettings, SubjectEvaluation, TaskStatus, Update
 from ...fedproto.tensors import param_views, shapes
 
 
@@ -57,6 +65,21 @@ class EvaluationMessage:
     def of(cls, run: RunSettings, round_number: int, results: Sequence[SubjectEvaluation]) -> EvaluationMessage:
         report = EvaluationReport(run.sha256, round_number, tuple(results))
         return cls(report, encode_evaluation_report(report))
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationMessage:
+    """Numbers for one step of a calibration, in the bytes that are sent."""
+
+    report: CalibrationReport
+    encoded: bytes
+
+    @classmethod
+    def of(cls, run: RunSettings, task: TaskStatus, found: CountedClips | None) -> CalibrationMessage:
+        """Encode ``found``; None: this silo declines."""
+        count, noise, figures = (0, 0.0, None) if found is None else (found.clips, found.noise, found.figures)
+        report = CalibrationReport(run.sha256, task.round, task.temperature, count, noise, figures)
+        return cls(report, encode_calibration_report(report))
 
 
 def _sha256(payload: Sequence[memoryview]) -> str:

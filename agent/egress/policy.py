@@ -35,6 +35,7 @@ Reason = Literal[
     "too_many_messages",  # more than the ledger's quotas allow
     "not_asked_for",  # an evaluation that the run's settings do not ask for
     "evaluated_before",
+    "calibrated_before",
 ]
 
 

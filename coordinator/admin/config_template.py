@@ -36,6 +36,7 @@ deadline_s = 600.0            # seconds from the first silo that gets the round
 seed = 0                      # of the initial model, and of the order of clips in training
 codec = "fp32"                # how models travel; or "fp16", "int8", "sparse_int8": half, a quarter, a twentieth
 {final_evaluation} # after the last round silos evaluate the final model; "sites": others' too, who agree
+{calibrate} # silos report counts of held-out clips that calibrate the final model
 # gains = true                # silos that agree report how a head trained on their own clips alone does, too
 
 [run.head]
@@ -90,12 +91,14 @@ def render_config_template(
     inputs: int | None = None,
     blocks: Sequence[int] = (),
     final_evaluation: str = "none",
+    calibrate: bool = False,
     recipe: Recipe = "default",
 ) -> str:
     """Return the file's text. Values that are not given are left empty; `--check-config` asks for them.
 
     ``inputs``: width of the embeddings; None: not known, a line to check. ``final_evaluation``: "none" leaves the line
-    as a comment. Of the recipe ``default`` the settings that it fills in are comments; ``paper`` has them as settings.
+    as a comment, and so does ``calibrate`` = False. Of the recipe ``default`` the settings that it fills in are
+    comments; ``paper`` has them as settings.
     """
     listed = json.dumps(list(labels), ensure_ascii=False)
     if len(listed) > 80:
@@ -112,6 +115,7 @@ def render_config_template(
         inputs=f"{_column(f'inputs = {inputs or INPUTS}')} # width of a clip's embedding{check}",
         blocks=_column(f"blocks = {list(blocks)}"),
         final_evaluation=_column(final),
+        calibrate=_column("calibrate = true" if calibrate else "# calibrate = true"),
         recipe=_column(f'recipe = "{recipe}"'),
         other='; "paper": its settings' if recipe == "default" else "",
     )

@@ -18,6 +18,7 @@ class _Started(msgspec.Struct):
     fingerprint: str
     rounds: int
     final_evaluation: Literal["none", "model", "sites"] = "none"
+    calibrate: bool = False
 
 
 def settings_of_run(settings: CoordinatorSettings, name: str | None) -> CoordinatorSettings:

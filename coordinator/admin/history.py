@@ -13,6 +13,7 @@ from ...base.clock import utc_text
 from ...base.errors import DataError, StorageError
 from ...base.files import FileLock, read_regular
 from ...fedproto.records import Evaluation
+from ..storage.calibrations import CalibrationState, calibration_state
 from ..storage.database import DATABASE_FILE, database_errors, read_database
 from ..storage.evaluations import (
     CrossEvaluation,
@@ -117,6 +118,11 @@ class History:
             yield cls(state, run, connection)
         finally:
             connection.close()
+
+    def calibration(self, model_sha256: str) -> CalibrationState:
+        """Return how far the calibration of the run's final model has come."""
+        with database_errors(self._state / DATABASE_FILE):
+            return calibration_state(self._db, self._run, model_sha256)
 
     def settings(self) -> bytes | None:
         """Return the settings that the run was started with (``RunSettings.encode``); None before its start."""

@@ -18,6 +18,7 @@ from ...fedproto.onnx_files import onnx_lines, write_onnx
 from ...fedproto.records import ClassCount
 from ..settings import CoordinatorSettings
 from ..storage.evaluations import FINAL, OWN, CrossEvaluation, SiloGain, best_model, silo_gains
+from .calibration import calibration_figures, calibration_line
 from .history import History, evaluation_figures, loss_text
 from .measured import MISSING, MeasuredModels
 
@@ -34,14 +35,16 @@ SAFETENSORS = ModelForm("safetensors")
 
 
 def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> dict[str, Any]:
-    """Return a model's evaluations: run, round, all, silos[], classes[], best, sites{models[], rows[]}, gains{}.
+    """Return a model's evaluations: run, round, all, silos[], classes[], best, sites{models[], rows[]}, gains{},
+    calibration{} of the final model.
 
     ``round_number``: of the model; None: the last one that was evaluated. ``sites`` is None unless the run evaluated
-    single silos' models, ``gains`` unless silos reported how heads of their own do. Raises DataError
-    (``not_measured``).
+    single silos' models, ``gains`` unless silos reported how heads of their own do, ``calibration`` unless the run asks
+    for one. Raises DataError (``not_measured``).
     """
     with History.open(settings.server.state, settings.run.name) as history:
         evaluations, cross_evaluations = history.model_evaluations(), history.cross_evaluations()
+        calibration = calibration_figures(history, history.rounds(), settings)
     reported = [model for model in evaluations if model.silos]
     shown = next((model for model in reversed(reported) if round_number in (None, model.round)), None)
     if shown is None:
@@ -65,6 +68,7 @@ def evaluation_of(settings: CoordinatorSettings, round_number: int | None) -> di
         "best": {"round": best[0], **evaluation_figures(best[1])} if best else None,
         "sites": _table(cross_evaluations),
         "gains": _gains(silo_gains(cross_evaluations), settings),
+        "calibration": calibration,
     }
 
 
@@ -139,6 +143,8 @@ def evaluation_lines(found: Mapping[str, Any]) -> list[str]:
     if found["best"]:
         lines.append(f"best model: round {found['best']['round']}, {_summary(found['best'])}")
         lines.append("  flamest-coordinator model --best --out MODEL.safetensors takes it")
+    if found["calibration"]:
+        lines.append(calibration_line(found["calibration"]))
     if found["gains"]:
         lines += _gain_lines(found["gains"])
     if found["sites"]:
@@ -227,6 +233,8 @@ def take_model(
         "bytes": files[0]["bytes"],
         **evaluation_figures(measured.evaluation(number)),
         "accuracy_missing": measured.missing(number),
+        "temperature": None if found.calibration is None else found.calibration.temperature,
+        "coverage": None if found.calibration is None else found.calibration.coverage,
     }
 
 
@@ -237,6 +245,9 @@ def model_lines(taken: Mapping[str, Any]) -> list[str]:
         lines.append(f"  on the silos' held-out clips: {_summary(taken)}")
     elif taken["accuracy_missing"]:
         lines.append(f"  {MISSING[taken['accuracy_missing']]}")
+    if taken["temperature"] is not None:
+        share = f"{100 * taken['coverage']:.0f} % of clips of known classes are not answered unknown"
+        lines.append(f"  calibrated: temperature {taken['temperature']:.3g}, {share}")
     if taken["format"] == "onnx":
         lines += onnx_lines(taken["files"])
     return lines

@@ -11,6 +11,7 @@ from ..serving.attendance import Attendance, read_attendance
 from ..serving.health import HEALTHY, read_health
 from ..settings import CoordinatorSettings
 from .authority import enrolled, read_silos
+from .calibration import calibration_figures, calibration_line
 from .history import History, RoundRow, SiloRow, UpdateRow, evaluation_figures, is_served, loss_text, served_address
 from .measured import MISSING, MeasuredModels
 
@@ -32,6 +33,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
     with History.open(settings.server.state, settings.run.name) as history:
         rows, silos, others = history.rounds(), history.silos(), history.other_runs()
         measured = MeasuredModels.of(history, rows, settings)
+        calibration = calibration_figures(history, rows, settings)
     closed = [row for row in rows if row.status == "closed"]
     current = rows[-1] if rows and rows[-1].status == "open" else None
     info = certificate_info(read_file(settings.server.certificate), whose=str(settings.server.certificate))
@@ -51,6 +53,7 @@ def status_of(settings: CoordinatorSettings) -> dict[str, Any]:
         "abandoned": sum(row.status == "abandoned" for row in rows),
         "model_sha256": closed[-1].model_sha256 if closed else None,
         **_models(measured, closed[-1].round if closed else 0),
+        "calibration": calibration,
         "received_bytes": sum(row.received_bytes for row in rows),
         "sent_bytes": sum(row.sent_bytes for row in rows),
         "silos": [_silo(name, {row.silo: row for row in silos}, attendance) for name in allowed],
@@ -97,6 +100,8 @@ def status_lines(now: Mapping[str, Any]) -> list[str]:
         lines.append(f"last model: round {now['last']['round']}, {now['last_missing']}")
     if now["best"]:
         lines.append(f"best model so far: round {now['best']['round']}, accuracy {now['best']['accuracy']:.3f}")
+    if now["calibration"]:
+        lines.append(calibration_line(now["calibration"]))
     lines.append(
         f"moved: {now['received_bytes'] / 1e6:.2f} MB from the silos, {now['sent_bytes'] / 1e6:.2f} MB to them"
     )

@@ -75,7 +75,12 @@ def init(
     _check_embedding(facts, fingerprint, inputs)
     facts = facts or BundleFacts(fingerprint, inputs or imported_width(fingerprint) or 0, ())
     text = render_config_template(
-        names, facts.fingerprint, inputs=facts.width or None, blocks=facts.blocks, final_evaluation="model"
+        names,
+        facts.fingerprint,
+        inputs=facts.width or None,
+        blocks=facts.blocks,
+        final_evaluation="model",
+        calibrate=True,
     )
     init_federation(folder, host, text)
     config = folder / SETTINGS_FILE

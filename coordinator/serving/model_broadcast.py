@@ -13,6 +13,7 @@ import numpy as np
 
 from ...base.errors import DataError
 from ...fedproto import messages
+from ...fedproto.calibration import Calibration
 from ...fedproto.calls import CHUNK_BYTES
 from ...fedproto.codecs import Codec, add_delta, encode_delta, flatten_params
 from ...fedproto.head import Params, TensorLayout, split_params
@@ -65,6 +66,7 @@ class ModelMessages:
         self._parts = data_parts(encode_params(run.head, params))
         self._delta: _Delta | None = None  # with a lossy codec; lost at a restart
         self._replaced = 0  # times that another model came
+        self.calibration: Calibration | None = None  # of a finished run's model
         self.sent: Counter[str] = Counter()  # bytes of the open round's model, by silo
 
     def replace(self, base_sha256: str, model: Broadcast, parts: list[bytes]) -> None:
@@ -86,7 +88,8 @@ class ModelMessages:
         elif self._delta is not None and held_sha256 == self._delta.base_sha256:
             size, codec, delta = self._delta.size, self._run.codec, True
         replaced = self._replaced
-        yield messages.encode_model_header(messages.ModelHeader(round_number, model_sha256, size, codec))
+        header = messages.ModelHeader(round_number, model_sha256, size, codec, self.calibration)
+        yield messages.encode_model_header(header)
         for index in range(-(-size // CHUNK_BYTES)):
             if self._replaced != replaced:
                 raise DataError(f"round {round_number} closed before its model was fetched", code="stale_round")

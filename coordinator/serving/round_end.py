@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ...base.errors import DataError, StorageError
 from ...base.log import Log
 from ...fedproto.head import params_sha256
 from ...fedproto.tensors import encode_params
-from ..rounds import Decision, OpenRound, after_abandon, after_close, on_leave, on_tick
+from ..rounds import Decision, OpenRound, RunState, after_abandon, after_close, on_leave, on_tick
 from ..storage.damaged_files import FIND_CAUSE
 from ..storage.journal import RoundEnd
 from ..strategies.claims import Claim, Limits, count_claims
 from ..strategies.composition import aggregate, round_limits
 from .active_run import ActiveRun
-from .final_evaluation import FinalEvaluation
 from .model_broadcast import Broadcast, ModelMessages, broadcast, data_parts
 
 log = Log("coordinator")
 
 
 class RoundCloser:
-    """Closes or abandons the open round when it is time."""
+    """Closes or abandons the open round when it is time; after the last one calls ``on_last`` in the store's thread."""
 
-    def __init__(self, active: ActiveRun, model: ModelMessages, final_evaluation: FinalEvaluation) -> None:
+    def __init__(self, active: ActiveRun, model: ModelMessages, on_last: Callable[[RunState], None]) -> None:
         self._active = active
         self._model = model
-        self._final_evaluation = final_evaluation
+        self._on_last = on_last
 
     async def tick(self) -> None:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
@@ -84,7 +83,7 @@ class RoundCloser:
         await active.on_disk(lambda: active.store.close_round(after, model.params, end, model.state))
         await active.on_disk(active.learn)
         if after.open is None:
-            await active.on_disk(lambda: self._final_evaluation.begin(after.last_round))
+            await active.on_disk(lambda: self._on_last(after))
         self._model.replace(state.model_sha256, model, parts)
         active.state, active.params, active.server_state = after, model.params, model.state
         _log_limited(current.number, claims, limits)

@@ -2,7 +2,8 @@
 
     wait ──> limits.py, rounds.py        model_parts ──> model_broadcast.py
     updates ──> update_handler.py        tick ──> round_end.py
-    final_evaluation ──> final_evaluation.py; all of them use active_run.py
+    final_evaluation ──> final_evaluation.py   final_calibration ──> final_calibration.py
+    all of them use active_run.py
 
 All methods run in one event loop. Disk and hash work is done in threads: the store in one of its own, payloads in a few
 others. Work that a caller who hangs up must not interrupt runs as a task of its own.
@@ -24,6 +25,7 @@ from ..rounds import RoundStatus, RunState, Verdict, on_contact, status_for
 from ..storage.run_store import RunStore
 from .active_run import ActiveRun, ServerPolicy
 from .attendance import Attendance
+from .final_calibration import FinalCalibration
 from .final_evaluation import FinalEvaluation
 from .limits import Leases, TransferLimiter
 from .model_broadcast import ModelMessages
@@ -31,7 +33,13 @@ from .round_end import RoundCloser
 from .update_handler import UpdateHandler
 from .upload import UploadReceiver
 
-ASK_AGAIN_S = {Phase.OPEN: 0.0, Phase.WAIT: 0.2, Phase.FINISHED: 15.0, Phase.EVALUATE: 15.0}  # each varied by a fifth
+ASK_AGAIN_S = {
+    Phase.OPEN: 0.0,
+    Phase.WAIT: 0.2,
+    Phase.FINISHED: 15.0,
+    Phase.EVALUATE: 15.0,
+    Phase.CALIBRATE: 5.0,
+}  # each varied by a fifth
 STOPPING_AGAIN_S = 1.0
 ONCE_GRACE_S = 15.0  # with --once: time for silos to learn that the run has finished
 TRANSFERS = 8  # models and updates under way at one time, all silos together
@@ -55,7 +63,8 @@ class RunService:
         self.transfers = TransferLimiter(TRANSFERS, TRANSFER_HOLD_S)
         self.updates = UpdateHandler(self._active, self._uploads, self._model, self.transfers)
         self.final_evaluation = FinalEvaluation(self._active)
-        self._closer = RoundCloser(self._active, self._model, self.final_evaluation)
+        self.final_calibration = FinalCalibration(self._active, self._model)
+        self._closer = RoundCloser(self._active, self._model, self._begin_end)
 
     @property
     def state(self) -> RunState:
@@ -69,8 +78,9 @@ class RunService:
 
     @property
     def grace_s(self) -> float:
-        """Seconds for silos to learn that the run has finished; and to evaluate it, where they are asked to."""
-        return ONCE_GRACE_S if self.run.final_evaluation == "none" else max(ONCE_GRACE_S, self.run.deadline_s)
+        """Seconds for silos to learn that the run has finished; and to calibrate and evaluate it, where they are asked."""
+        deadlines = (self.run.final_evaluation != "none") + 2 * self.run.calibrate
+        return max(ONCE_GRACE_S, deadlines * self.run.deadline_s)
 
     @property
     def all_notified(self) -> bool:
@@ -119,6 +129,7 @@ class RunService:
             poll_after_s=pause * random.uniform(0.8, 1.2),
             counted_round=status.counted if carries else 0,
             subjects=self.final_evaluation.subjects(silo) if status.phase is Phase.EVALUATE else 0,
+            temperature=self.final_calibration.temperature if status.phase is Phase.CALIBRATE else 0.0,
         )
 
     async def _take_lease(self, silo: str, request: messages.WaitRequest) -> None:
@@ -136,7 +147,8 @@ class RunService:
         active = self._active
         if active.closing or active.stopping:  # nothing is given out any more
             status = status_for(active.state, silo, answered_round, now)
-            work = status.phase is Phase.OPEN or (status.phase is Phase.FINISHED and self.final_evaluation.asks(silo))
+            after = self.final_calibration.pending or self.final_evaluation.asks(silo)
+            work = status.phase is Phase.OPEN or (status.phase is Phase.FINISHED and after)
             return RoundStatus(Phase.WAIT, active.state.last_round, 0.0) if work else status
         before = active.state
         if silo in active.quarantined and before.open is not None:
@@ -147,9 +159,16 @@ class RunService:
         if active.state != before:
             active.notify()  # it may have declined, and be the last that the round waited for
         status = status_for(active.state, silo, answered_round, now)
-        if status.phase is Phase.FINISHED and self.final_evaluation.asks(silo):
-            return replace(status, phase=Phase.EVALUATE)
-        return status
+        return replace(status, phase=self._phase_after(silo)) if status.phase is Phase.FINISHED else status
+
+    def _phase_after(self, silo: str) -> Phase:
+        """Return the phase of a run that has finished: the model is calibrated before it is evaluated or adopted."""
+        if self.final_calibration.asks(silo):
+            self.final_calibration.note_asked()
+            return Phase.CALIBRATE
+        if self.final_calibration.pending and silo not in self._active.quarantined:
+            return Phase.WAIT
+        return Phase.EVALUATE if self.final_evaluation.asks(silo) else Phase.FINISHED
 
     async def model_parts(self, silo: str, request: messages.FetchRequest) -> AsyncIterator[bytes]:
         """Yield the messages that carry the open round's model, a finished run's final one, or one to evaluate.
@@ -178,6 +197,12 @@ class RunService:
         """End the open round if it is time. Raises StorageError when that cannot be made durable: try again."""
         await self._active.write_refusals()
         await self._closer.tick()
+        await self.final_calibration.tick()
+
+    def _begin_end(self, state: RunState) -> None:
+        """Begin what follows the last round. In the store's thread."""
+        self.final_evaluation.begin(state.last_round)
+        self.final_calibration.begin(state.model_sha256)
 
     def note_clock_jump(self, seconds: float) -> None:
         """Record that the wall clock jumped: the history marks the open round's times."""

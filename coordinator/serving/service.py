@@ -56,6 +56,7 @@ class Service:
             calls.method_path(calls.FETCH_MODEL): self._fetch_model,
             calls.method_path(calls.SUBMIT_UPDATE): self._submit_update,
             calls.method_path(calls.REPORT_EVALUATION): self._report_evaluation,
+            calls.method_path(calls.REPORT_CALIBRATION): self._report_calibration,
             HEALTH_CHECK: self._check_health,
         }
 
@@ -140,6 +141,11 @@ class Service:
         report = messages.decode_evaluation_report(await self._request(call))
         receipt = await self._run_service.final_evaluation.report(call.silo, report)
         await call.reply(messages.encode_evaluation_receipt(receipt))
+
+    async def _report_calibration(self, call: Call) -> None:
+        report = messages.decode_calibration_report(await self._request(call))
+        round_number = await self._run_service.final_calibration.report(call.silo, report)
+        await call.reply(messages.encode_calibration_receipt(round_number))
 
     async def _check_health(self, call: Call) -> None:
         """grpc.health.v1.Health/Check, for load balancers and probes with a certificate of the authority."""

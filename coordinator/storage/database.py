@@ -98,12 +98,25 @@ CREATE TABLE final_evaluations(
 """
 # rounds.most_examples, rounds.most_influence: limits of the closed round's updates (strategies/claims.py); NULL: none.
 LIMITS = "ALTER TABLE rounds ADD COLUMN most_examples INTEGER; ALTER TABLE rounds ADD COLUMN most_influence REAL"
+# calibration_reports: a silo's numbers for step 0 (confidence) or 1 (scores) of the calibration of the model with this
+# hash, as JSON; NULL: it declined. calibrations.temperature: from step 1 on. ended_at: NULL until then; calibration:
+# JSON, NULL: there were too few clips.
+CALIBRATION = """
+CREATE TABLE calibration_reports(
+    run TEXT NOT NULL, model_sha256 TEXT NOT NULL, step INTEGER NOT NULL, silo TEXT NOT NULL, numbers TEXT,
+    received_at REAL NOT NULL, PRIMARY KEY (run, model_sha256, step, silo)
+) STRICT;
+CREATE TABLE calibrations(
+    run TEXT NOT NULL, model_sha256 TEXT NOT NULL, temperature REAL, calibration TEXT, ended_at REAL,
+    PRIMARY KEY (run, model_sha256)
+) STRICT
+"""
 SCHEMA = Schema(
     kind="coordinator's database",
     extra="coordinator",
     tables=TABLES,
     first_version=3,
-    migrations=(LIMITS,),
+    migrations=(LIMITS, CALIBRATION),
     copy_before_migration=True,
     damaged=SchemaFault(
         DataError,

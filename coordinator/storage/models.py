@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...base.errors import DataError, StorageError
+from ...fedproto.calibration import Calibration
 from ...fedproto.head import Params, params_sha256
 from ...fedproto.model_file import ModelFile, read_model, write_model
 from ...fedproto.records import RunSettings
@@ -35,10 +36,11 @@ class ModelStore:
         """Return the file of the round's model."""
         return model_path(self.folder, round_number)
 
-    def write(self, round_number: int, params: Params) -> None:
+    def write(self, round_number: int, params: Params, calibration: Calibration | None = None) -> None:
         """Write a model; it is durable when this returns. Raises StorageError."""
         run = self.run
-        model = ModelFile(run.head, params, run.labels, run.fingerprint, run.run, round_number)
+        names = (run.labels, run.fingerprint, run.run, round_number)
+        model = ModelFile(run.head, params, *names, calibration=calibration)
         write_model(model_path(self.folder, round_number), model)
 
     def read(self, round_number: int, sha256: str) -> Params:

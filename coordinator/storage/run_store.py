@@ -22,11 +22,13 @@ from pathlib import Path
 from ...base.errors import LockedError, StorageError
 from ...base.files import FileLock, sha256_bytes, storage_code
 from ...base.log import Log
+from ...fedproto.calibration import Calibration
 from ...fedproto.head import Params
 from ...fedproto.records import Evaluation, RunSettings
 from ...fedproto.tensors import payload_bytes
 from ..rounds import Cohort, RoundPolicy, RunState, UpdateSummary
 from ..strategies.algorithm import ServerState
+from .calibrations import CalibrationRows
 from .damaged_files import DAMAGED_FOLDER
 from .database import DATABASE_FILE
 from .journal import Journal, RoundEnd, StoredUpdate
@@ -203,6 +205,17 @@ class RunStore:
         """Store a silo's final evaluation, by subject; remove payloads that none has to evaluate any more."""
         self.journal.report_final(silo, results)
         self._remove_old_payloads(state)
+
+    @property
+    def calibrations(self) -> CalibrationRows:
+        """The rows of the final model's calibration."""
+        return CalibrationRows(self.journal.path, self.journal.db, self._run.run)
+
+    def end_calibration(self, state: RunState, params: Params, calibration: Calibration | None) -> None:
+        """Write the final model again with its calibration, then the row; None: there are too few clips for one."""
+        if calibration is not None:
+            self._models.write(self.journal.closed_rounds()[-1].number, params, calibration)
+        self.calibrations.end(state.model_sha256, calibration)
 
     def _remove_old_payloads(self, state: RunState) -> None:
         """Keep only payloads of the open round; in a finished run, those that silos may still have to evaluate."""

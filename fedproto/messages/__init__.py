@@ -7,6 +7,13 @@ values without a name and numbers out of range.
 """
 
 from ..bounds import MAX_SUBJECTS
+from .calibrations import (
+    CalibrationReport,
+    decode_calibration_receipt,
+    decode_calibration_report,
+    encode_calibration_receipt,
+    encode_calibration_report,
+)
 from .evaluations import (
     EvaluationReceipt,
     EvaluationReport,
@@ -52,12 +59,15 @@ __all__ = [
     "MAX_EXAMPLES",
     "MAX_SUBJECTS",
     "MAX_TENSORS",
+    "CalibrationReport",
     "EvaluationReceipt",
     "EvaluationReport",
     "FetchRequest",
     "ModelHeader",
     "UpdateHeader",
     "WaitRequest",
+    "decode_calibration_receipt",
+    "decode_calibration_report",
     "decode_evaluation_receipt",
     "decode_evaluation_report",
     "decode_fetch_request",
@@ -68,6 +78,8 @@ __all__ = [
     "decode_task_status",
     "decode_update_part",
     "decode_wait_request",
+    "encode_calibration_receipt",
+    "encode_calibration_report",
     "encode_evaluation_receipt",
     "encode_evaluation_report",
     "encode_fetch_request",

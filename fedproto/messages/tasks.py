@@ -90,6 +90,7 @@ def encode_task_status(status: TaskStatus) -> bytes:
         poll_after_ms=milliseconds(status.poll_after_s),
         counted_round=status.counted_round,
         subjects=status.subjects,
+        temperature=status.temperature,
     ).SerializeToString()
 
 
@@ -112,6 +113,7 @@ def decode_task_status(data: bytes, run: RunSettings) -> TaskStatus:
         poll_after_s=min(max(reply.poll_after_ms / 1000, POLL_S[0]), POLL_S[1]),
         counted_round=reply.counted_round,
         subjects=reply.subjects,
+        temperature=reply.temperature,
     )
     if wrong := status.problems(run):
         raise malformed_error("WaitReply", "; ".join(wrong))
