@@ -39,12 +39,10 @@ def calibration_line(found: Mapping[str, Any]) -> str:
         return "the final model is not calibrated: too few held-out clips were reported"
     if found["step"] != "done":
         return f"the final model's calibration waits for the silos' {found['step']} counts"
-    own = (
-        f", {counted(len(found['classes']), 'class', 'classes')} with a threshold of its own"
-        if found["classes"]
-        else ""
-    )
+    classes = len(found["classes"])
+    own = f", {classes} of the classes with a threshold of their own" if classes else ""
     return (
-        f"final model calibrated by {counted(found['clips'], 'clip')} of {counted(found['silos'], 'silo')}: temperature "
+        f"final model calibrated by {counted(found['clips'], 'clip')} of {counted(found['silos'], 'silo')}: "
+        "temperature "
         f"{found['temperature']:.3g}, {100 * found['coverage']:.0f} % of known clips are answered{own}"
     )

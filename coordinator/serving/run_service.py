@@ -78,7 +78,7 @@ class RunService:
 
     @property
     def grace_s(self) -> float:
-        """Seconds for silos to learn that the run has finished; and to calibrate and evaluate it, where they are asked."""
+        """Seconds for silos to learn that the run has finished, and to calibrate and evaluate it if they are asked."""
         deadlines = (self.run.final_evaluation != "none") + 2 * self.run.calibrate
         return max(ONCE_GRACE_S, deadlines * self.run.deadline_s)
 
