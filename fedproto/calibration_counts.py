@@ -99,7 +99,7 @@ class CountedClips:
 
 @dataclass(frozen=True)
 class Weighed:
-    """How much of a silo's report counts."""
+    """The part of a silo's report that counts."""
 
     clips: int  # held-out ones, as reported
     share: float  # of them that counts, 0 to 1

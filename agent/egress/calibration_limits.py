@@ -1,24 +1,19 @@
 """Limits on the numbers for a calibration: what leaves for each of its two steps, and against which quota.
 
-They have less noise than an evaluation's figures (``NOISE_SHARE``), so they count as the evaluations of several models,
-as many as tell the same of a single clip: the variance of the noise counts, and how many numbers a clip is in
-(docs/decisions/046-calibration-by-counts.md).
+They count as the evaluations of several models (``entry``; docs/decisions/046-calibration-by-counts.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ...fedproto.calibration_counts import CountedClips
 from ...fedproto.records import RunSettings, TaskStatus
+from .entry import CLASSES_COST, COUNTS_COST, SUMS_COST
+from .evaluation_limits import evaluations_left, withheld_reason
+from .ledger import Ledger
 from .policy import Policy, PolicyRefused
 
-if TYPE_CHECKING:
-    from .ledger import Ledger
-
-NOISE_SHARE = 0.5  # of policy.evaluation_noise
-SUMS_COST, COUNTS_COST, CLASSES_COST = 8, 4, 8  # models: numbers that a clip moves, over NOISE_SHARE squared
 MAX_SENDINGS = 5  # times that the same numbers are sent: a restart may have lost the receipt
 
 
@@ -64,8 +59,6 @@ def plan_calibration(run: RunSettings, task: TaskStatus, policy: Policy, ledger:
 
 
 def _declined(run: RunSettings, task: TaskStatus, policy: Policy, ledger: Ledger) -> str:
-    from .evaluation_limits import evaluations_left, withheld_reason
-
     if not policy.reports:
         return "report_evaluation"
     if not ledger.content.took_part(run.sha256):

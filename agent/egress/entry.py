@@ -15,8 +15,12 @@ from ...fedproto.calibration_counts import ClassScores, ConfidenceSums, CountedC
 from ...fedproto.messages import CalibrationReport
 from ...fedproto.records import ClassCount, Evaluation, SubjectEvaluation
 from .accountant import Spend
-from .calibration_limits import CLASSES_COST, COUNTS_COST, SUMS_COST
 
+# Numbers for a calibration have less noise than an evaluation's figures, so they count as the evaluations of so many
+# models as tell the same of a single clip: numbers that a clip moves, over the square of the noise's share
+# (docs/decisions/046-calibration-by-counts.md).
+NOISE_SHARE = 0.5  # of policy.evaluation_noise
+SUMS_COST, COUNTS_COST, CLASSES_COST = 8, 4, 8
 MAX_LINE = 1 << 20  # bytes; an honest line has 1 to 100 KiB
 MAX_STEPS = 10**12  # of a spend
 

@@ -27,7 +27,7 @@ from ...fedproto.head import Params
 from ..training.dataset import FeatureTable, SiloData
 from ..training.evaluation import reportable_classes
 from ..training.trainer import HeadTrainer
-from .calibration_limits import NOISE_SHARE
+from .entry import NOISE_SHARE
 from .evaluation_noise import ReportNoise
 from .policy import Policy
 

@@ -77,8 +77,9 @@ def test_a_silo_that_never_reports_delays_the_calibration_by_a_deadline(site):
 def test_with_too_few_clips_the_run_ends_without_calibration(site):
     made = site("few", run=ENOUGH, policy=dict.fromkeys(("anna", "berta", "carla"), "report_evaluation = false"))
     run_to_the_end(made)
-    found = run_command("coordinator", "evaluation", "--config", made.settings)["calibration"]
-    assert found["step"] == "none"
+    out = made.folder / "final.safetensors"
+    taken = run_command("coordinator", "model", "--config", made.settings, "--out", out)
+    assert (taken["temperature"], read_model(out).calibration) == (None, None)
     assert made.status("anna").adopted == "final"
     own = read_model(made.folder / "carla" / "state" / "model.safetensors").calibration
     assert own.silos == 0, "carla holds out enough clips to calibrate its own copy"
