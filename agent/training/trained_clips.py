@@ -43,6 +43,7 @@ def note_trained(
     others = there.union(stored) - every
     trained = _Trained(run, settings, tuple(sorted(every)), fingerprint, tuple(sorted(others)))
     if trained != known:
+        state.mkdir(parents=True, exist_ok=True)
         write_atomic(path, msgspec.json.encode(trained) + b"\n")
 
 

@@ -142,7 +142,8 @@ def _copy(state: Path, building: Path) -> None:
     finally:
         database.close()
     for part in (folder / name for folder in (state / "runs").glob("*") for name in PARTS):
-        for path in part.rglob("*"):
+        # A round that ends meanwhile removes folders, which ``Path.rglob`` does not survive.
+        for path in (Path(folder, name) for folder, _, names in os.walk(part) for name in names):
             target = building / path.relative_to(state)
             if path.is_file() and not path.name.endswith(".tmp"):
                 target.parent.mkdir(parents=True, exist_ok=True)

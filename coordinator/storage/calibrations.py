@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from apsw import Connection
 
 CONFIDENCE, SCORES = 0, 1  # steps
+FIRST_VERSION = 5  # of the database, with these tables
 Numbers = Mapping[str, CountedClips | None]  # by silo; None: it declined
 
 
@@ -96,6 +97,8 @@ class CalibrationRows:
 
 def calibration_state(db: Connection, run: str, model_sha256: str) -> CalibrationState:
     """Return how far the calibration of a run's final model has come."""
+    if int(db.pragma("user_version")) < FIRST_VERSION:  # its writer has yet to migrate it
+        return CalibrationState()
     query = "SELECT temperature, calibration, ended_at FROM calibrations WHERE run = ? AND model_sha256 = ?"
     row = next(iter(db.execute(query, (run, model_sha256))), None)
     if row is None:

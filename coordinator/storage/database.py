@@ -117,6 +117,7 @@ SCHEMA = Schema(
     tables=TABLES,
     first_version=3,
     migrations=(LIMITS, CALIBRATION),
+    oldest_readable=4,
     copy_before_migration=True,
     damaged=SchemaFault(
         DataError,

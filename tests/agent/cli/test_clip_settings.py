@@ -9,11 +9,10 @@ from flamest.agent.cli import AGENT
 from flamest.agent.cli.extract_options import ExtractOptions
 from flamest.agent.cli.main import app
 from flamest.agent.cli.own_settings import own_rules
-from flamest.agent.cli.prediction import _fix_of_unread
+from flamest.agent.cli.prediction import _nothing_read
 from flamest.agent.extraction.groups import ClipRules, GroupRule
 from flamest.agent.extraction.npz import read_npz
 from flamest.agent.extraction.store import FeatureStore
-from flamest.agent.named_videos import NamedVideo
 from flamest.agent.settings import load_agent_settings
 from flamest.base.errors import SettingsError
 from flamest.fedproto.model_file import read_model
@@ -143,5 +142,5 @@ def test_predict_names_an_option_without_effect_and_a_missing_file(tmp_path):
     done = CliRunner().invoke(app, ["predict", str(tmp_path / "a.mp4"), "--segments"])
     assert done.exit_code == 2
     assert "--segments: none of these is a folder" in done.stderr
-    assert "no such file" in _fix_of_unread([NamedVideo(tmp_path / "nope.mp4")])
-    assert "doctor" in _fix_of_unread([NamedVideo(tmp_path / "a.mp4")])
+    assert "no such file" in _nothing_read(1, files=0, named=1).fix
+    assert "doctor" in _nothing_read(1, files=1, named=1).fix

@@ -240,11 +240,11 @@ def test_a_clip_that_kills_the_decoder_does_not_stop_the_others(request_, monkey
 
     candidates = VideoDecoder.candidates
 
-    def deadly(self, path, segment=None):
+    def deadly(self, path, *more, **options):
         if path.name == "2.avi":
             candidates(self, path)  # so that the process is ready
             os.kill(self.pid, signal.SIGKILL)
-        return candidates(self, path, segment)
+        return candidates(self, path, *more, **options)
 
     monkeypatch.setattr(VideoDecoder, "candidates", deadly)
     report = extract_folder(request_)

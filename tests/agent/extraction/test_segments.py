@@ -141,7 +141,7 @@ def test_a_file_that_is_no_video_is_reported_and_tried_once(request_, monkeypatc
     monkeypatch.setattr(
         VideoDecoder,
         "candidates",
-        lambda self, path, *more: tried.append(path.name) or candidates(self, path, *more),
+        lambda self, path, *more, **named: tried.append(path.name) or candidates(self, path, *more, **named),
     )
     report = extract_folder(request_)
     (failed,) = report.failed

@@ -81,7 +81,7 @@ def test_a_damaged_database_is_named_with_the_restore_command(federation):
     """Exit code 65."""
     path = federation.state / DATABASE_FILE
     content = bytearray(path.read_bytes())
-    content[200:4000] = b"\xff" * 3800
+    content[100:4000] = b"\xff" * 3900
     path.write_bytes(content)
     assert f"flamest-coordinator restore --config {federation.config} --from" in found(federation, "wrong")["database"]
     code, answer = typed("doctor", "--config", federation.config)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import flamest as fl
 import numpy as np
 import pytest
-from flamest.base.errors import DataError
 from flamest.coordinator.admin.bundle import read_bundle_facts
 from flamest.experiments.miniworld.videos import render_dataset
 from flamest.runtime.bundle.manifest_reading import read_manifest
+from flamest.runtime.similarity import row_cosines
 
 from .conftest import IMAGE, export
 
@@ -78,13 +78,11 @@ def test_fp16_of_an_encoder_is_measured_and_near_fp32(toml, tmp_path, videos, al
     np.testing.assert_allclose(features.x, alone.x, atol=5e-3)
 
 
-def test_int8_that_is_too_far_off_leaves_no_bundle(toml, tmp_path):
-    """Layers of random weights miss int8's limit by little: the message has the cosine and the way out."""
-    with pytest.raises(DataError, match=r"cosine 0\.99") as refused:
-        export(toml(IMAGE), tmp_path / "bundle", precision=["int8"])
-    assert refused.value.code == "parity_failed"
-    assert "--precision" in refused.value.fix
-    assert not (tmp_path / "bundle").exists()
+def test_int8_of_an_encoder_is_near_fp32(toml, tmp_path, videos, alone):
+    export(toml(IMAGE), tmp_path / "bundle", precision=["int8"])
+    assert read_manifest(tmp_path / "bundle").precision == "int8"
+    features = fl.open_bundle(tmp_path / "bundle").extract(videos, threads=1, progress=False)
+    assert row_cosines(features.x, alone.x).min() > 0.995
 
 
 def test_a_vision_transformer_of_a_hub_folder(toml, tmp_path, silent):

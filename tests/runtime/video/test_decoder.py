@@ -390,6 +390,7 @@ def test_the_decoder_ends_with_its_parent(clips, tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
+from msgspec import UNSET
 from flamest.runtime.bundle.manifest import FramePreprocessing, KeyframeRule
 from flamest.runtime.video.decoder import VideoDecoder
 
