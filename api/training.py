@@ -149,7 +149,7 @@ def train(
         features: The training clips; of several silos all are used together.
         test: Clips that the model is measured on after each round.
         rounds: Rounds of ``epochs`` epochs; the optimiser starts again in each.
-        recipe: As for ``simulate``; without a federation ``default`` trains by Adam.
+        recipe: As for ``simulate``.
         head: As for ``simulate``.
         seed: Seed of the first model and of all shuffles.
         threads: Cores to use; all unless given. The last bits of the result depend on it.

@@ -35,7 +35,11 @@ def write_calibrated_model(path, seed=0):
     names = np.array(features.labels)[features.y]
     train = known & ~calibrating
     made = fl.train(
-        fl.Features.from_arrays(features.x[train], names[train].tolist()), seed=seed, recipe="paper", progress=False
+        fl.Features.from_arrays(features.x[train], names[train].tolist()),
+        seed=seed,
+        recipe="paper",
+        rounds=20,
+        progress=False,
     ).model.file()
     held = known & calibrating
     logits = HeadTrainer(made.head, threads=1).logits(made.params, features.x[held])

@@ -121,7 +121,7 @@ def test_a_newer_database_is_refused_and_no_byte_changes(tmp_path):
 def older_backup(tmp_path, monkeypatch):
     """A backup of the first version of the database."""
     with monkeypatch.context() as patch:
-        patch.setattr(database, "SCHEMA", dataclasses.replace(database.SCHEMA, migrations=()))
+        patch.setattr(database, "SCHEMA", dataclasses.replace(database.SCHEMA, migrations=(), oldest_readable=None))
         begin(tmp_path / "older")
         back_up(tmp_path / "older", tmp_path / "backup")
     return tmp_path / "backup"
